@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,6 +19,7 @@ from msgspec import field as field_of
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import duration, error_code, summary_members
 from runspan.codec.fields import ROOT_REVISION, observed_time
+from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, Match, fold
 from runspan.errors import QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span
@@ -111,7 +112,9 @@ class RunQuery:
     step_type: str | None = None
     """Only runs with a step of this type."""
     text: str | None = None
-    """Only runs that contain this text, without regard to case: in an id, a name, an error or a payload."""
+    """Only runs that contain this text, without regard to case: in an id, a name, an error or a payload; see
+    ``codec.full_text``. Raises QueryError for a text of fewer than ``MIN_TEXT`` characters, which nearly every run
+    contains, or of more than ``MAX_TEXT``."""
     order: Order = "start"
     """Sorted by it, the highest first; runs without a duration or cost are last, and those of the same value are sorted
     by descending run id. Only stores that have an index of it sort by another than the start."""
@@ -138,6 +141,13 @@ class RunQuery:
                 expected=f"that of a list sorted by {self.order}",
                 got=f"one of a list sorted by {self.cursor.order}",
                 hint="send the same sort with every page",
+            )
+        if self.text is not None and not (len(fold(self.text)) >= MIN_TEXT and len(self.text) <= MAX_TEXT):
+            raise QueryError(
+                where="q",
+                expected=f"a text of {MIN_TEXT} to {MAX_TEXT} characters",
+                got=f"{len(self.text)}",
+                hint="a longer text is found by a part of it",
             )
         for where, start, end in (("to", self.since, self.until), ("endedTo", self.ended_since, self.ended_until)):
             if start is not None and end is not None and end <= start:
@@ -246,6 +256,8 @@ class Page:
     partial: tuple[str, ...] = ()
     """What the backend could not search, and which runs are left out, older than their newest revision or one of two
     documents, one line each; empty if the page is complete. See ``damaged_note`` and the functions after it."""
+    matches: Mapping[str, Match] = field(default_factory=dict)
+    """Where each run of a list with a ``RunQuery.text`` contains it, by run id."""
 
 
 StatsDimension = Literal["workflow", "day", "hour", "model", "step", "error"]
@@ -442,6 +454,12 @@ def damaged_note(run_id: str) -> str:
     return f"run {run_id} is left out: its list item does not have the recorded digest"
 
 
+def unproved_note(run_id: str, missing: Sequence[str]) -> str:
+    """Return the line about a run whose document decides whether it is in the list, and cannot be verified."""
+    reason = missing[0] if missing else "its newest revision is not complete"
+    return f"run {run_id} is left out, since its document cannot be read: {reason}"
+
+
 def older_revision_note(run_id: str, incomplete: Sequence[str]) -> str:
     """Return the line about a run that is listed as of an older revision than the newest."""
     return f"run {run_id} is listed as of an older revision: {incomplete[0]}"
@@ -469,6 +487,8 @@ class Capabilities:
     """Runs can be deleted by age."""
     foreign_spans: bool = False
     """Foreign spans of a run's trace are kept."""
+    searches: str = ""
+    """What of a run a ``RunQuery.text`` is searched in, in words; empty if texts are not searched for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Harness]
         yield jaeger
         jaeger.close()
         return
-    with SqliteStore(tmp_path) as store:
+    with SqliteStore(tmp_path, index=True) as store:
         yield {"store-by-document": StoreByDocument, "store-by-otlp": StoreByOtlp}[request.param](store)
 
 

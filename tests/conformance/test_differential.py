@@ -75,7 +75,7 @@ def items(reader: TraceReader, query: RunQuery) -> list[bytes]:
 @pytest.fixture
 def backends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Harness]]:
     """All backends at once, the embedded store first."""
-    with SqliteStore(tmp_path) as store:
+    with SqliteStore(tmp_path, index=True) as store:
         remote = {
             "tempo": tempo_by_otlp(request.getfixturevalue("tempo")),
             "jaeger-memory": jaeger_by_otlp(request.getfixturevalue("jaeger_memory")),

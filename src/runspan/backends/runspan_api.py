@@ -40,7 +40,7 @@ class RunspanApiReader:
     clock: Nanoseconds since 1970.
     """
 
-    capabilities = Capabilities()
+    capabilities = Capabilities(searches="what that server searches")
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class RunspanApiReader:
         if ids and query.tenant:
             self._verify_tenant(ids[0], query.tenant)
         following = self._next_cursor(query.cursor, cursor)
-        return Page([item.encode() for item in items], following, tuple(meta.partial))
+        return Page([item.encode() for item in items], following, tuple(meta.partial), meta.matches)
 
     def run_stats(self, query: StatsQuery) -> StatsPage:
         """See ``TraceReader``. Raises Forbidden for a query of a named tenant: no trace id proves whose they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from math import isfinite
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from runspan.cli import options
 from runspan.cli.output import escape_control, new_table, print_table
+from runspan.codec.full_text import Match
 from runspan.contracts import MAX_LIMIT, Cursor, Order, Page, RunQuery, TraceReader
 from runspan.errors import ConfigError
 from runspan.model.document import RUN_STATUSES
@@ -93,7 +94,8 @@ _LONGEST_CELL: Final = 200
     "text",
     type=options.Utf8Text(),
     metavar="TEXT",
-    help="List only runs that contain this text, in capital or small letters: in an id, a name, an error or a payload.",
+    help="List only runs that contain this text, in upper or lower case, in an id, the name or type of a step, an "
+    "error or a payload; show the step and what is around the text.",
 )
 @options.option(
     "--sort",
@@ -144,6 +146,7 @@ def list_runs(
       runspan list --data ./data --sort cost --from 24h --limit 10
       runspan list --data ./data --status failed --error-code RATE_LIMITED --step-type agent
       runspan list --data ./data --stuck
+      runspan list --data ./data --search cus_4711
       runspan list --backend tempo+http://127.0.0.1:3200 --stuck 1h --workflow wf_xyz789
       runspan list --backend http://127.0.0.1:8321 --workflow wf_xyz789
       runspan list --data ./data --limit 100000 --json | wc -l
@@ -169,6 +172,7 @@ def list_runs(
             text=text,
             order=order,
         )
+        matches: dict[str, Match] = {}
         items: list[bytes] = []
         for page in _pages(reader, query):
             for note in page.partial:
@@ -178,9 +182,13 @@ def list_runs(
                     click.echo(_one_line(item))
             else:
                 items += page.items
+                matches |= page.matches
             after = page.cursor
     if not as_json:
-        _print_runs(items)
+        if text is None or not items:
+            _print_runs(items)
+        else:
+            _print_matches(items, matches)
     if after is not None:
         click.echo(f"more: --cursor {after.token()}", err=True)
 
@@ -263,6 +271,31 @@ def _print_runs(items: list[bytes]) -> None:
     print_table(table)
 
 
+def _print_matches(items: list[bytes], matches: Mapping[str, Match]) -> None:
+    """Print runs with where each contains the text that was searched for."""
+    table = new_table("RUN", "WORKFLOW", "STATUS", "STARTED", "STEP", "MEMBER", "TEXT")
+    for item in items:
+        run = _members(item.decode())
+        match = matches[string_value(run["id"])]
+        status = _cell(run.get("status", ""))
+        end = match.start + match.length
+        parts = (match.snippet[: match.start], match.snippet[match.start : end], match.snippet[end:])
+        before, found, after = map(escape_control, parts)
+        table.add_row(
+            Text(_cell(run["id"])),
+            Text(_cell(run.get("workflowId", ""))),
+            Text(status, style=_STYLES.get(status, "")),
+            Text(_cell(run.get("startedAt", ""))),
+            Text(
+                _cut(escape_control(match.step_id or ""))
+                + (f" ({match.execution})" if (match.execution or 1) > 1 else "")
+            ),
+            Text(_cut(escape_control(match.member))),
+            Text.assemble(before, (found, "bold"), after),
+        )
+    print_table(table)
+
+
 def _members(text: str) -> dict[str, str]:
     """Return the members of an object as text: payloads may be nested too deep for a recursive parser."""
     return {member.key: member.value_text for member in members(text, 0)}
@@ -272,7 +305,10 @@ def _cell(text: str) -> str:
     """Return a JSON value for a cell: strings without quotes, null as nothing, control characters escaped."""
     if text == "null":
         return ""
-    cell = escape_control(string_value(text) if text.startswith('"') else text)
+    return _cut(escape_control(string_value(text) if text.startswith('"') else text))
+
+
+def _cut(cell: str) -> str:
     return cell if len(cell) <= _LONGEST_CELL else cell[: _LONGEST_CELL - 1] + "…"
 
 

@@ -10,7 +10,17 @@ from msgspec import Raw, Struct
 
 from runspan.codec.semconv import read_error, read_usage
 from runspan.errors import PARSE_ERRORS
-from runspan.model.document import Envelope, Run, Step, Summary, end_time, sort_time, str_or_none, time_ns
+from runspan.model.document import (
+    Envelope,
+    Run,
+    Step,
+    Summary,
+    end_time,
+    parse_document,
+    sort_time,
+    str_or_none,
+    time_ns,
+)
 from runspan.model.timestamps import MILLISECOND
 
 NANO_DOLLARS: Final = 1_000_000_000
@@ -23,7 +33,7 @@ _number = msgspec.json.Decoder(int | float).decode
 _summary = msgspec.json.Decoder(Summary).decode
 
 
-class StepFacts(Struct, frozen=True):
+class StepFacts(Struct, frozen=True, array_like=True):
     """One execution of a step: each round of a loop is one."""
 
     id: str
@@ -36,7 +46,7 @@ class StepFacts(Struct, frozen=True):
     """Nanoseconds, see ``duration``."""
 
 
-class ModelUse(Struct, frozen=True):
+class ModelUse(Struct, frozen=True, array_like=True):
     """What the agent steps of a run used of one model."""
 
     model: str
@@ -48,7 +58,7 @@ class ModelUse(Struct, frozen=True):
     """Estimated cost in ``NANO_DOLLARS``."""
 
 
-class RunFacts(Struct, frozen=True):
+class RunFacts(Struct, frozen=True, array_like=True):
     """What lists are filtered and sorted by, and statistics are made of."""
 
     workflow_id: str | None
@@ -113,9 +123,12 @@ def error_code(error: object) -> str | None:
     return read_error(error, "").type or None if type(error) is Raw else None
 
 
-def summary_members(summary: bytes) -> Summary:
+def summary_members(summary: bytes) -> Summary | Envelope:
     """Return the members of a list item."""
-    return _summary(summary)
+    try:
+        return _summary(summary)
+    except PARSE_ERRORS:
+        return parse_document(summary)[0]  # a member has another type than the platform writes
 
 
 def _step_facts(step: Step) -> StepFacts:
@@ -127,7 +140,7 @@ def _step_facts(step: Step) -> StepFacts:
 def _models(steps: tuple[Step, ...]) -> tuple[ModelUse, ...]:
     found: dict[str, tuple[int, int, int, int]] = {}
     for step in steps:
-        usage = read_usage(step.output)
+        usage = read_usage(step.output) if step.type == "agent" else None  # as the totals of the run span
         if usage is None:
             continue
         count, read, written, cost = found.get(usage.model, (0, 0, 0, 0))

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from runspan.codec.full_text import Match
 from runspan.errors import PARSE_ERRORS, BackendRefused
 from runspan.model.document import Summary
 from runspan.model.json_scanner import ScanError, elements, json_type, members, skip_space, string_value
@@ -64,6 +65,7 @@ class Meta(msgspec.Struct, rename="camel"):
     step_type: str | None = None
     q: str | None = None
     sort: str | None = None
+    matches: dict[str, Match] = {}
 
 
 class _Success(msgspec.Struct):

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
+import msgspec
 from pydantic import BaseModel
 from werkzeug.http import parse_etags
 
@@ -80,10 +81,10 @@ def list_response(context: AppContext, environ: WSGIEnvironment, tenant: str) ->
     meta = Meta(cursor=token, hasMore=token is not None, **query.extensions())
     if page.partial:
         meta.partial = list(page.partial)
-    body = b'{"success":true,"data":[%b],"meta":%b}' % (
-        b",".join(page.items),
-        meta.model_dump_json(exclude_unset=True, by_alias=True).encode(),
-    )
+    meta_text = meta.model_dump_json(exclude_unset=True, by_alias=True).encode()
+    if query.q is not None:
+        meta_text = b'%b,"matches":%b}' % (meta_text[:-1], msgspec.json.encode(page.matches))
+    body = b'{"success":true,"data":[%b],"meta":%b}' % (b",".join(page.items), meta_text)
     headers = [("Vary", "Accept-Encoding"), *note_header(PARTIAL, page.partial).items()]
     return _success(context, negotiate(environ.get("HTTP_ACCEPT_ENCODING")), headers, body, tenant)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from runspan.codec.full_text import MAX_TEXT, MIN_TEXT
 from runspan.contracts import (
     CURSOR_PATTERN,
     DEFAULT_LIMIT,
@@ -31,7 +32,6 @@ _STATUSES = f"^({_STATUS})(,({_STATUS}))*$"
 
 _SINCE = r"^[1-9][0-9]{0,5}[mhd]$"
 _LONG = r"^[0-9]{1,9}(\.[0-9]{1,3})?[smhd]$"
-_MAX_SEARCHED = 500
 _DURATION = r"^[1-9][0-9]{0,8}[smhd]$"
 
 
@@ -84,10 +84,7 @@ def _text(description: str, **schema: Any) -> Any:
     )
 
 
-_EXTENSIONS = {
-    "stuckAfter", "from_", "to", "endedFrom", "endedTo",
-    "triggerType", "errorCode", "minDuration", "model", "stepType", "q", "sort",
-}  # fmt: skip
+_PLATFORM_PARAMETERS = {"workflowId", "status", "since", "limit", "cursor"}
 
 
 class RunsQuery(BaseModel):
@@ -103,7 +100,8 @@ class RunsQuery(BaseModel):
     limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_LIMIT, ge=1, le=MAX_LIMIT)
     cursor: str | None = Field(
         None,
-        description="`meta.cursor` of the previous page: its time and run id in base64. Any other text is refused.",
+        description="`meta.cursor` of the previous page: a time, duration or cost and a run id, in base64. Any other "
+        "text is refused, and a cursor of a list with another `sort`.",
         json_schema_extra={"pattern": CURSOR_PATTERN},  # ``Cursor.parse`` checks it, with a better message
     )
     stuckAfter: str | None = Field(
@@ -133,10 +131,11 @@ class RunsQuery(BaseModel):
     stepType: str | None = _text("Only runs with a step of this type.")
     q: str | None = Field(
         None,
-        min_length=1,
-        max_length=_MAX_SEARCHED,
-        description="Only runs that contain this text, without regard to case: in an id, a name, an error or a "
-        "payload. An extension of the platform's API; see `stuckAfter`.",
+        description=f"Only runs that contain this text, of {MIN_TEXT} to {MAX_TEXT} characters, in upper or lower "
+        "case: in the id or the workflow of the run, in the id, name or type of a step, or in a string, number or key "
+        "of an input, output, error, retry policy or member that the platform does not document. Strings are compared "
+        "as they read, without JSON escapes, and by Unicode's case folding; numbers as they are written. "
+        "`meta.matches` has where each run contains it. An extension of the platform's API; see `stuckAfter`.",
     )
     sort: Order | None = Field(
         None,
@@ -172,7 +171,7 @@ class RunsQuery(BaseModel):
 
     def extensions(self) -> dict[str, Any]:
         """Return the parameters that were sent of those which the platform's API does not have."""
-        return self.model_dump(include=_EXTENSIONS, exclude_none=True, by_alias=True)
+        return self.model_dump(exclude=_PLATFORM_PARAMETERS, exclude_none=True, by_alias=True)
 
 
 _DIMENSIONS = "|".join(STATS_DIMENSIONS)
@@ -281,6 +280,22 @@ class RunResponse(BaseModel):
     data: RunDocument
 
 
+class MatchBody(BaseModel):
+    """The first place where a run contains the text that was searched for: a step, if one contains it."""
+
+    member: str = Field(description="The member of the step, or of the run, that contains it.")
+    snippet: str = Field(
+        description="What is around it, about 120 characters on one line. Payloads are JSON without escapes."
+    )
+    start: int = Field(description="Where the text begins in the snippet, in characters (code points).")
+    length: int = Field(description="Its length in characters.")
+    stepIndex: int | None = Field(
+        default=None, description="The position of the step in the document, from 0. Absent outside of steps."
+    )
+    stepId: str | None = Field(default=None, description="The id of the step.")
+    execution: int | None = Field(default=None, description="Which execution of this step id it is, from 1.")
+
+
 _REPEATED: Any = Field(default=None, description="The parameter of that name, if it was sent.")
 
 
@@ -306,6 +321,9 @@ class Meta(BaseModel):
     stepType: str | None = _REPEATED
     q: str | None = _REPEATED
     sort: str | None = _REPEATED
+    matches: dict[str, MatchBody] | None = Field(
+        default=None, description="Where each run of the page contains the text `q`, by run id. Absent without `q`."
+    )
 
 
 class RunListResponse(BaseModel):

@@ -27,8 +27,10 @@ from runspan.backends.jaeger.search import (
 )
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
+from runspan.backends.remote.filters import check_order
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.codec.semconv import ERROR_TYPE, RUN_ERRORS
 from runspan.contracts import (
     Capabilities,
     Cursor,
@@ -43,19 +45,24 @@ from runspan.contracts import (
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
+from runspan.model.timestamps import rfc3339
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
 """How long all searches of one list may take together; each has the timeout of the config."""
+SCAN_SECONDS: Final = 10.0
+"""How long a list searches that has to read all runs, before it ends with what it has found."""
 
 _MIN_GAP_RUNS: Final = 10
 """Runs of a page whose average gap replaces an earlier one."""
 _MAX_HINTS: Final = 256
 """How many kinds of lists have a hint."""
-_STATUS: Final = next(field.key for field in RUN_TABLE.labels if field.member == "status")
+_STATUS, _TRIGGER = (
+    next(field.key for field in RUN_TABLE.labels if field.member == member) for member in ("status", "trigger_type")
+)
 _MAX_SEARCHED_CHARACTERS: Final = MAX_ATTRIBUTE_BYTES // 4
 """Longer values are not one attribute under the usual name."""
-_ListKind = tuple[str, str | None, tuple[str, ...], bool, bool]
+_ListKind = tuple[str, str | None, tuple[str, ...], tuple[bool, bool], tuple[str | None, str | None]]
 """What lists have in common whose runs lie at similar times."""
 
 
@@ -129,13 +136,18 @@ class JaegerReader:
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
+        check_order(query, self._http.name)
         conditions = _conditions(query)
         # Every list fetches them, so that runs of a new service are not left out.
         services = self._fetch_services() if self._services is None else self._services
         if not conditions or not services:
             return Page([])
         search = self._search_api = self._search_api or detect_search_api(self._http, self._resource_spans)
-        deadline = self._monotonic() + LIST_SECONDS
+        began = self._monotonic()
+        deadline = began + LIST_SECONDS
+
+        def is_late() -> bool:
+            return self._monotonic() > began + SCAN_SECONDS
 
         def search_all(conditions: Sequence[_Condition], lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
@@ -143,7 +155,7 @@ class JaegerReader:
                     where=self._http.name,
                     expected=f"the list within {LIST_SECONDS:g} seconds",
                     got="a search that takes longer",
-                    hint="ask for a later since, a workflow or a status",
+                    hint="ask for a later time, a workflow or a status",
                 )
             searches = product(services, conditions)
             return [
@@ -153,12 +165,15 @@ class JaegerReader:
 
         now = self._clock() // 1000
         edges = (query.stuck_before is None, query.is_by_end)
-        kind = (query.tenant, query.workflow_id, query.statuses, *edges)
+        # Where the others lie says how wide to search, if all of them are read.
+        contents = (None, None) if _reads_all(query) else (query.trigger, query.error_code)
+        kind = (query.tenant, query.workflow_id, query.statuses, edges, contents)
         hint = self._hints.get(kind) or DensityHint(now)
         try:
             limits = self._detected_limits(search, services[0], now)
             long_runs = partial(search_all, _long_run_conditions(query, conditions))
-            windows = WindowedSearch(partial(search_all, conditions), query, hint, limits, now, long_runs)
+            scan = is_late if _reads_all(query) else None
+            windows = WindowedSearch(partial(search_all, conditions), query, hint, limits, now, scan, long_runs)
             rows = list(islice(windows.rows(), query.limit + 1))
         except BackendRefused:
             self._forget_server()
@@ -167,12 +182,17 @@ class JaegerReader:
             raise BackendRefused(
                 where=self._http.name, expected="spans as Jaeger writes them", got=str(error)[:300]
             ) from None
-        self._save_hint(kind, hint, query, rows)
+        if not _reads_all(query):
+            self._save_hint(kind, hint, query, rows)
         has_more = len(rows) > query.limit
         rows = rows[: query.limit]
         cursor = Cursor(rows[-1].time, rows[-1].run_id) if has_more and rows else None
         end = 0 if cursor is None else cursor.time
         notes = [text for at, text in windows.notes if at >= end]
+        if windows.ended_at is not None:
+            # No run id sorts before the cursor's, so all runs at its time are on this page.
+            cursor = Cursor(windows.ended_at, "\0")
+            notes.append(f"the page ends at {rfc3339(windows.ended_at)}, after {SCAN_SECONDS:g} seconds of searching")
         return Page([row.summary for row in rows], cursor, limited_notes(notes))
 
     def run_stats(self, query: StatsQuery) -> StatsPage:
@@ -264,7 +284,13 @@ def _conditions(query: RunQuery) -> list[_Condition]:
     Without a condition no run can be in the list. Values that are encoded in another form are compared with the run
     only.
     """
-    wanted = {TENANT: query.tenant or None, WORKFLOW_ID: query.workflow_id}
+    error_type = query.error_code if _has_error_type(query) else None
+    wanted = {
+        TENANT: query.tenant or None,
+        WORKFLOW_ID: query.workflow_id,
+        _TRIGGER: query.trigger,
+        ERROR_TYPE: error_type,
+    }
     attributes = {key: value for key, value in wanted.items() if value is not None}
     try:
         "".join((*attributes.values(), *query.statuses)).encode()
@@ -278,6 +304,17 @@ def _conditions(query: RunQuery) -> list[_Condition]:
     if TENANT in attributes:
         return [(attributes, 0)]  # spans of steps have none
     return [(attributes | {ROLE: role}, 0) for role in (ROLE_RUN, ROLE_REVISION)]
+
+
+def _reads_all(query: RunQuery) -> bool:
+    """Return whether Jaeger finds runs that are not in the list, however many."""
+    others = (query.min_duration, query.model, query.step_type, query.text)
+    return any(other is not None for other in others) or (query.error_code is not None and not _has_error_type(query))
+
+
+def _has_error_type(query: RunQuery) -> bool:
+    """Return whether the spans of the list's runs have the type of their error."""
+    return bool(query.statuses) and set(query.statuses) <= RUN_ERRORS.keys()
 
 
 def _is_searched(value: str) -> bool:

@@ -4,7 +4,11 @@ A search takes a range of time and a depth, and returns traces in no dependable 
 the depth, these are all that have a span starting in the range; otherwise only its newer part is searched, and so on.
 The revision span of a run starts at the run's sort time, so the range with the sort time finds the run. A run that
 another span or an older revision matched is dropped there, and found in the range with its own sort time. An item of
-the list is verified by its own digest, without the steps.
+the list is verified by its own digest, without the steps, unless the list depends on steps or payloads: the response
+has them.
+
+Jaeger compares attributes with whole values only. A list by anything else reads all runs of its time, and ends early
+when that takes long: its cursor is where it came to.
 
 Attributes are searched by API v3, or by the legacy API where v3 ignores them.
 """
@@ -23,6 +27,7 @@ import msgspec
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
 from runspan.backends.remote.client import Parameters, RemoteClient
+from runspan.backends.remote.filters import matches_trace, needs_document
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import DIGEST, REVISION, RUN_ID, TENANT
 from runspan.contracts import RunQuery, conflict_note, damaged_note, older_revision_note
@@ -172,6 +177,8 @@ _FIRST_WIDTH: Final = 3_600_000_000
 _SAMPLE_DEPTH: Final = 8
 """Traces of a search without a hint: where these lie shows how wide a window has the runs of a page."""
 _MIN_DEPTH: Final = 32
+_SCAN_DEPTH: Final = 1000
+"""Traces of a search where most of them are not in the list."""
 _MAX_GROWTH: Final = 64
 
 Traces = Mapping[str, Sequence[FoundSpan]]
@@ -211,6 +218,7 @@ class WindowedSearch:
     hint: where the runs likely are.
     limits: what the store accepts; updated.
     now: microseconds since 1970, from which a store that refuses wide ranges is searched back.
+    is_late: whether the list is to end with what was found; None for a list of what the searches find.
     search_long_runs: searches for runs of the length ``LONG_RUN`` or longer, and runs that changed after their end.
     """
 
@@ -221,6 +229,7 @@ class WindowedSearch:
         hint: DensityHint,
         limits: StoreLimits,
         now: int,
+        is_late: Callable[[], bool] | None = None,
         search_long_runs: SearchRange | None = None,
     ) -> None:
         self._search_range = search_range
@@ -230,10 +239,14 @@ class WindowedSearch:
         self._hint = hint
         self._limits = limits
         self._now = now
+        self._is_late = is_late or (lambda: False)
+        self._needs_document = needs_document(query)
+        self.ended_at: int | None = None
+        """Where a list that ended early came to: it has all runs from then on, nanoseconds since 1970."""
         self.notes: dict[tuple[int, str], None] = {}
         """What was found and cannot be listed as it is, once each: time in nanoseconds since 1970, and text."""
         self._is_sample = hint.gap is None
-        depth = max(_MIN_DEPTH, 2 * (query.limit + 1))
+        depth = max(_MIN_DEPTH, 2 * (query.limit + 1)) if is_late is None else _SCAN_DEPTH
         self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
 
     def rows(self) -> Iterator[RunSummary]:
@@ -260,6 +273,11 @@ class WindowedSearch:
             top = rows[0].time // 1000 + 1 if rows else max(newest, lo + 1)
             width = int((min(hi, top) - lo) * self._growth(len(traces), len(rows), wanted))
             hi = lo
+            # Each page must end before the one that it follows. Time without runs is searched in a few windows.
+            is_further = self._before is None or hi * 1000 < self._before[0]
+            if traces and hi > lowest and is_further and self._is_late():
+                self.ended_at = hi * 1000
+                return
         if lowest > since:
             self._note(0, f"runs that started more than {LOOKBACK_DAYS} days ago were not searched")
 
@@ -361,6 +379,12 @@ class WindowedSearch:
             return None
         if not (lo <= run.time // 1000 < hi and self._belongs(run)):
             return None
+        if self._needs_document:
+            is_match, unproved = matches_trace(self._query, run, [found.span() for found in spans])
+            if unproved:
+                self._note(run.time, unproved)
+            if not is_match:
+                return None
         for found, missing in damaged:
             attributes = found.span().attributes()
             revision, digest = attributes.get(REVISION), attributes.get(DIGEST)

@@ -51,6 +51,8 @@ from runspan.storage.sqlite_file import open_read_only, store_error, translate_e
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
 
+_SEARCHES: Final = "ids, names and types of steps, errors and payloads"
+
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
@@ -205,8 +207,6 @@ class SqliteStore:
     All methods may be called from several threads. A process must not fork while it has a store open.
     """
 
-    capabilities = contracts.Capabilities(durable_writes=True, deletes=True, foreign_spans=True)
-
     def __init__(
         self,
         directory: Path | str,
@@ -219,6 +219,9 @@ class SqliteStore:
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.path = Path(directory) / FILE_NAME
+        self.capabilities = contracts.Capabilities(
+            durable_writes=True, deletes=True, foreign_spans=True, searches=_SEARCHES if index else ""
+        )
         self._compression = Compression()
         self._recent = RecentRevisions()
         self._retention = Retention(retention_days, max_expire_share, monotonic)
@@ -360,6 +363,10 @@ class SqliteStore:
         search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
         with self._caught_up_index(query.tenant, search.notes) as connection:
             page = _page(search.runs(candidates(connection, query)), query, search.notes)
+        if search.matches or search.stopped_at is not None:
+            listed = [summary_members(item).id for item in page.items]
+            matches = {run_id: search.matches[run_id] for run_id in listed if run_id in search.matches}
+            page = replace(page, cursor=page.cursor or search.next_page, matches=matches)
         if search.changed:
             with suppress(StoreError):  # the next list that finds them tries again
                 self._index.correct(search.changed)
@@ -522,6 +529,10 @@ class SqliteStore:
         """
         with translate_errors(self.path), closing(open_read_only(self.path)) as connection:
             yield from integrity.find_damage(connection, self._compression, on_progress)
+
+    def index_faults(self) -> list[str]:
+        """Return some of what is damaged in the index, which can be deleted, since it is made from the store."""
+        return self._index.faults()
 
     def repair(self, damage: Damage) -> bool:
         """Make an index, sums, a list item or a hint from what is sound; return whether that was possible."""

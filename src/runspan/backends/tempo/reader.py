@@ -25,6 +25,7 @@ from runspan.backends.remote.client import (
     trace_id_of,
 )
 from runspan.backends.remote.config import RemoteConfig
+from runspan.backends.remote.filters import check_order
 from runspan.backends.tempo.search import CandidateVerifier, RunSearch, WindowHint
 from runspan.backends.tempo.search_api import CHECK_SECONDS, WindowSearcher, check_ready
 from runspan.contracts import Capabilities, Document, Page, RunQuery, StatsPage, StatsQuery, stats_unsupported
@@ -100,6 +101,7 @@ class TempoReader:
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
+        check_order(query, self._http.name)
         deadline = self._monotonic() + LIST_SECONDS
 
         def check_deadline() -> None:
@@ -108,7 +110,7 @@ class TempoReader:
                     where=self._http.name,
                     expected=f"the list within {LIST_SECONDS:g} seconds",
                     got="a search that takes longer",
-                    hint="ask for a later since, a workflow or a status",
+                    hint="ask for a later time, a workflow or a status",
                 )
 
         verifier = CandidateVerifier(query, self.spans, self._pool)

@@ -2,30 +2,37 @@
 
 A list item is verified by its own digest. The trace is read where a search alone does not prove the item: a run that
 has not ended may have done so just now, and the response does not have all attributes of an unusual run.
+
+Where a list depends on steps or payloads, searches find the traces that may be in it, in any fragment of each, and the
+document of each decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
+from runspan.backends.remote.filters import matches_trace, needs_document
 from runspan.backends.tempo.search_api import (
     EARLIEST,
     LATEST,
+    SEARCHED,
     Candidate,
     SearchText,
     SearchWindow,
     WindowSearcher,
     changed_text,
+    content_texts,
     ended_text,
     is_unfinished,
     known_attributes,
     search_text,
     version_of,
+    versions_text,
 )
 from runspan.codec.decode import RunSummary, read_summary
 from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID, TENANT
@@ -69,6 +76,7 @@ class CandidateVerifier:
     """
 
     def __init__(self, query: RunQuery, read: Callable[[bytes], list[Span]], pool: ThreadPoolExecutor) -> None:
+        self.needs_document = needs_document(query)
         self._query = query
         self._known = known_attributes(query)
         self._read = read
@@ -81,7 +89,7 @@ class CandidateVerifier:
         version = _newest_version([replace(span, own=[*self._known, *span.own]) for span in candidate.spans])
         if version.summary is None or version.missing:
             return None
-        decision = self._decide(version)
+        decision = self._decide_summary(version)
         if version.summary.revision >= ROOT_REVISION and version.summary.status in TERMINAL_RUN_STATUSES:
             return decision
         return None if decision.key is not None else Decision(is_final=False)
@@ -103,9 +111,13 @@ class CandidateVerifier:
         if version.summary is None:
             is_own = versions[0].attributes().get(TENANT, "") == self._query.tenant
             return Decision(note=damaged_note(_run_id(versions[0])) if is_own else "")
-        return self._decide(version)
+        decision = self._decide_summary(version)
+        if decision.key is None or not self.needs_document:
+            return decision
+        is_match, unproved = matches_trace(self._query, version.summary, spans)
+        return decision if is_match else Decision(note=unproved)
 
-    def _decide(self, version: _Version) -> Decision:
+    def _decide_summary(self, version: _Version) -> Decision:
         run = version.summary
         if run is None or run.tenant != self._query.tenant:
             return Decision()
@@ -171,6 +183,12 @@ _MAX_COUNT: Final = 5000
 """How many traces are searched for at once."""
 _MAX_HINTS: Final = 1000
 """How many kinds of queries have a hint."""
+_MAX_MATCHING: Final = 5000
+"""Traces that ``content_texts`` find; if there are more, each run of the list is read."""
+_MAX_DIRECT: Final = 1000
+"""So many of these are looked up by their ids, instead of searching through all runs."""
+_IDS: Final = 200
+"""Ids of one search, so that it fits into a URL."""
 _FEW: Final = 4
 """So many traces are read without a search that shows which of them need not be: it costs as much."""
 
@@ -219,17 +237,25 @@ class RunSearch:
         self._needs_versions = False
         self._changed: dict[bytes, Candidate] | None = {}
         """The traces whose runs changed after their end, wherever they lie; None if they are too many."""
+        self._matching: set[bytes] | None = None
+        """The traces of which one may be in the list by its steps or payloads; None if that is not known."""
 
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
         query = self.query
         edges = (query.stuck_before is None, query.is_by_end, query.before is None)
-        kind = (query.tenant, query.workflow_id, query.statuses, query.limit, edges)
+        contents = (query.trigger, query.error_code, query.min_duration, query.model, query.step_type, query.text)
+        kind = (query.tenant, query.workflow_id, query.statuses, query.limit, edges, contents)
         high = LATEST if query.before is None else min(max(query.before[0] // SECOND, EARLIEST) + 1, LATEST)
         floor = min(max(self._floor // SECOND, EARLIEST), high - 1)
         newest, hint = min(high, self.now), self.hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
+        if query.text is not None:
+            self._notes[SEARCHED] = _FIRST
+        self._matching = self._find_matching()
         self._changed = self._find_changed()
+        if self._matching is not None and len(self._matching) <= _MAX_DIRECT and self._add_traces(self._matching):
+            return self._page()
         text = search_text(query, after_end=self._changed is None, times=self.searcher.needs_times)
         self._search_back(text, high, floor, None if hint is None else max(floor, newest - hint.seconds))
         page = self._page()
@@ -238,6 +264,32 @@ class RunSearch:
             self.hints.clear()
         self.hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions)
         return page
+
+    def _find_matching(self) -> set[bytes] | None:
+        """Return the ids of the traces that may be in the list by their steps or payloads."""
+        matching: set[bytes] | None = None
+        for text in content_texts(self.query):
+            window = self.searcher.complete_window(text, EARLIEST, LATEST, _MAX_MATCHING, spans=1)
+            if window is not None:
+                self._note_missing(window)
+                found = {candidate.trace_id for candidate in window.candidates}
+                matching = found if matching is None else matching & found
+        return matching
+
+    def _add_traces(self, trace_ids: Iterable[bytes]) -> bool:
+        """Add what is in the list of these traces alone; return False if they could not be searched for."""
+        ids = sorted(trace_ids)
+        candidates: list[Candidate] = []
+        for start in range(0, len(ids), _IDS):
+            self.check_deadline()
+            text = versions_text(ids[start : start + _IDS]).select
+            window = self.searcher.complete_window(text, EARLIEST, LATEST, _IDS + 1)
+            if window is None:
+                return False
+            self._note_missing(window)
+            candidates += window.candidates
+        self._add_window(SearchWindow(EARLIEST, len(candidates) + 1, candidates, missing=0), 0)
+        return True
 
     def _find_changed(self) -> dict[bytes, Candidate] | None:
         """Return the runs that changed after their end: a window of the page may show an older version of one."""
@@ -313,7 +365,7 @@ class RunSearch:
             return window
         if self._needs_versions:
             return self.searcher.newest_window(text.versions, window.low, high, limit, enough)
-        unfinished = [candidate for candidate in unfinished if candidate.trace_id not in self._decided]
+        unfinished = [candidate for candidate in unfinished if self._is_open(candidate)]
         for candidate, decision in zip(unfinished, self.verifier.from_traces(unfinished), strict=True):
             self._add(candidate, decision)
         return window
@@ -327,9 +379,7 @@ class RunSearch:
         changed = self._changed or {}
         candidates = [candidate for candidate in window.candidates if candidate.trace_id not in changed]
         pending = [
-            (_key(candidate), candidate)
-            for candidate in (*candidates, *changed.values())
-            if candidate.trace_id not in self._decided
+            (_key(candidate), candidate) for candidate in (*candidates, *changed.values()) if self._is_open(candidate)
         ]
         lowest = max(complete_from, self._since)
         pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._before]
@@ -344,11 +394,13 @@ class RunSearch:
 
     def _decide(self, candidates: Sequence[Candidate]) -> None:
         """Add the decisions on candidates."""
-        unproved = []
+        unproved, unread = [], []
         for candidate in candidates:
             decision = None if self._changed is None else self.verifier.from_search(candidate)
             if decision is None:
                 unproved.append(candidate)
+            elif decision.key is not None and self.verifier.needs_document:
+                unread.append(candidate)
             else:
                 self._add(candidate, decision)
         if self._changed is not None:
@@ -356,8 +408,14 @@ class RunSearch:
             self.searcher.needs_times = self.searcher.needs_times or len(ended) > _FEW
         if is_unfinished(self.query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
-        for candidate, decision in zip(unproved, self.verifier.from_traces(unproved), strict=True):
+        unread += unproved
+        for candidate, decision in zip(unread, self.verifier.from_traces(unread), strict=True):
             self._add(candidate, decision)
+
+    def _is_open(self, candidate: Candidate) -> bool:
+        """Return whether it is to be decided if a candidate is in the list."""
+        trace_id = candidate.trace_id
+        return trace_id not in self._decided and (self._matching is None or trace_id in self._matching)
 
     def _add(self, candidate: Candidate, decision: Decision) -> None:
         if decision.is_final:

@@ -15,14 +15,16 @@ from typing import Final
 import msgspec
 
 from runspan.backends.remote.client import RemoteClient
+from runspan.backends.tempo.text_pattern import text_pattern
 from runspan.codec import fields
 from runspan.codec.attributes import run_template
+from runspan.codec.semconv import ERROR_TYPE, MODEL
 from runspan.contracts import RunQuery
 from runspan.errors import PARSE_ERRORS, BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.model.span import UNSET, Span, Value
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import MILLISECOND, SECOND
 
 _SPAN_ID_DIGITS: Final = 16
 _TRACE_ID_DIGITS: Final = 32
@@ -58,6 +60,32 @@ _STATUS_CONDITIONS: Final = {
     "failed": "status = error",
 }
 """Conditions on intrinsics, which cost a fraction of an attribute's. The reader filters the few others."""
+
+_MAX_LABEL: Final = fields.MAX_ATTRIBUTE_BYTES // 4
+"""Characters of a label that is an attribute under its usual name."""
+_STEP_TYPE: Final = next(field.key for field in fields.STEP_FIELDS if field.member == "type")
+_TEXT_FIELDS: Final = [
+    field
+    for field in (*fields.RUN_FIELDS, *fields.STEP_FIELDS)
+    if field.kind is fields.FieldKind.PAYLOAD or field.member in ("workflow_id", "id", "name", "type")
+]
+_TEXT_NAMES: Final = (
+    "statusMessage",
+    *(
+        f"span.{key}"
+        for key in (
+            *(fields.RUN_ID, fields.OPEN_STEPS, fields.RUN_EXTRA, fields.STEP_EXTRA),
+            *(field.key for field in _TEXT_FIELDS),
+            *(field.key + fields.NON_CANONICAL for field in _TEXT_FIELDS if field.kind is fields.FieldKind.LABEL),
+        )
+    ),
+)
+"""What is searched for a text."""
+SEARCHED: Final = (
+    f"Tempo was searched in ids, names, types, and in errors and payloads of up to {fields.MAX_ATTRIBUTE_BYTES} bytes:"
+    " longer ones were not searched"
+)
+"""What a list by a text says of itself."""
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 _LEXER_BUFFER: Final = 1024
@@ -109,11 +137,11 @@ def search_text(query: RunQuery, *, after_end: bool = False, times: bool = True)
 
     Raise UnicodeEncodeError when no stored text can equal a text of the query.
     """
-    tenant = _tenant_terms(query)
+    tenant, terms = _tenant_terms(query), _summary_terms(query)
     omitted = {key for key, _ in known_attributes(query)} | (set() if times else _TIMES)
     is_terminal = bool(query.statuses) and {*query.statuses} <= {*TERMINAL_RUN_STATUSES}
     if query.is_by_end or is_terminal:
-        ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query))
+        ended = _all(_RUN_SPAN, *_workflow_terms(query, (True,)), *_status_terms(query), *terms)
         if not after_end:
             return _text(_spans(ended, *tenant), omitted=omitted)
         # Both operators have the same precedence.
@@ -121,9 +149,9 @@ def search_text(query: RunQuery, *, after_end: bool = False, times: bool = True)
     names = _workflow_terms(query, (True, False))
     if not is_unfinished(query):
         # The names of a workflow's run and revision spans cost less than their scopes and the names together.
-        spans = _spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant)
+        spans = _spans(*(names or [_any([_RUN_SPAN, _REVISION_SPAN])]), *tenant, *terms)
         return _text(spans, _BY_NAME, _BY_VERSION, omitted)
-    spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *names)
+    spans = _spans(_any([_RUN_SPAN, _REVISION_SPAN]), *tenant, *names, *terms)
     return _text(spans if after_end else f"{spans} | {_WITHOUT_RUN_SPAN}", _BY_VERSION)
 
 
@@ -134,7 +162,29 @@ def changed_text(query: RunQuery) -> SearchText:
 
 def ended_text(trace_ids: Iterable[bytes]) -> SearchText:
     """Return the search for those of these traces that have a run span."""
-    return _text(_spans(_RUN_SPAN, _any([f'trace:id = "{trace_id.hex()}"' for trace_id in trace_ids])))
+    return _text(_spans(_RUN_SPAN, _one_of(trace_ids)))
+
+
+def versions_text(trace_ids: Iterable[bytes]) -> SearchText:
+    """Return the search for the run and revision spans of these traces."""
+    return _text(_spans(_any([_RUN_SPAN, _REVISION_SPAN]), _one_of(trace_ids)), _BY_VERSION)
+
+
+def content_texts(query: RunQuery) -> list[str]:
+    """Return searches for traces: each finds all runs of a list by what their steps and payloads say, and others.
+
+    There is none for a value that no single attribute carries. Those of a text leave out the values that are too long
+    for one attribute, see ``SEARCHED``.
+    """
+    spans = []
+    if query.model is not None and query.model:
+        spans.append(_any([_equal(MODEL, query.model[:_MAX_LABEL]), *_open_step_terms(query.model)]))
+    if query.step_type is not None and _is_label(query.step_type):
+        spans.append(_any([_equal(_STEP_TYPE, query.step_type), *_open_step_terms(query.step_type)]))
+    if query.text is not None:
+        pattern = quote(text_pattern(query.text))
+        spans.append(_any([f"{name} =~ {pattern}" for name in _TEXT_NAMES]))
+    return [pad_tokens(f"{_spans(terms)} {_MOST_RECENT}") for terms in spans]
 
 
 def is_unfinished(query: RunQuery) -> bool:
@@ -185,6 +235,59 @@ def _workflow_terms(query: RunQuery, is_root: Iterable[bool]) -> list[str]:
 def _status_terms(query: RunQuery) -> list[str]:
     terms = [_STATUS_CONDITIONS.get(status) or _equal(_FIELDS["status"].key, status) for status in query.statuses]
     return terms if len(terms) < 2 else [_any(terms)]
+
+
+def _summary_terms(query: RunQuery) -> list[str]:
+    """Return conditions that the span of a run's newest revision meets if its list item meets the filters.
+
+    Alternatives of several conditions are in parentheses: both operators have the same precedence.
+    """
+    terms = []
+    if query.trigger is not None and _is_label(query.trigger):
+        terms.append(_equal(_FIELDS["trigger_type"].key, query.trigger))
+    if query.error_code is not None:
+        error = _FIELDS["error"].key
+        # Only spans of failed runs have the type, and any run may have an error.
+        other = _all("status != error", _any([_exists(error), _exists(error + fields.SIZE)]))
+        terms.append(_any([_equal(ERROR_TYPE, query.error_code), f"({other})"]))
+    if query.min_duration is not None:
+        duration = _FIELDS["duration_ms"].key
+        completed = _FIELDS["completed_at"].key + fields.NON_CANONICAL
+        started = _FIELDS["started_at"].key + fields.NON_CANONICAL
+        terms.append(
+            _any(
+                [
+                    f"duration >= {max(query.min_duration, 0)}ns",
+                    f"span.{duration} >= {-(-query.min_duration // MILLISECOND)}",
+                    _exists(duration + fields.NON_CANONICAL),
+                    # The span of a revision has no length, and that of a run that "started" in 1970 starts later.
+                    f"({_all(_REVISION_SPAN, _exists(completed))})",
+                    f'span.{started} =~ ".*1970-01-01T00:00:00.*"',
+                ]
+            )
+        )
+    return terms
+
+
+def _open_step_terms(text: str) -> list[str]:
+    """Return conditions on the revision spans of runs with an open step that contains a text: it has no span."""
+    return [
+        f"span.{fields.OPEN_STEPS} =~ {quote(text_pattern(text))}",
+        _exists(fields.OPEN_STEPS + fields.SIZE),
+    ]
+
+
+def _is_label(value: str) -> bool:
+    """Return whether a label is an attribute under its usual name."""
+    return 0 < len(value) <= _MAX_LABEL
+
+
+def _one_of(trace_ids: Iterable[bytes]) -> str:
+    return _any([f'trace:id = "{trace_id.hex()}"' for trace_id in trace_ids])
+
+
+def _exists(key: str) -> str:
+    return f"span.{key} != nil"
 
 
 def _equal(key: str, value: str) -> str:
@@ -417,14 +520,19 @@ class WindowSearcher:
                 low = (low + high) // 2
             limit *= 4
 
-    def complete_window(self, text: str, low: int, high: int, limit: int) -> SearchWindow | None:
-        """Return a complete range when one search finds fewer traces in it than the limit; else None."""
+    def complete_window(
+        self, text: str, low: int, high: int, limit: int, spans: int = _SPANS_PER_SET
+    ) -> SearchWindow | None:
+        """Return a complete range when one search finds fewer traces in it than the limit; else None.
+
+        - spans: how many of a group to return.
+        """
         if self._max_range is not None and high - low > self._max_range:
             return None
-        found = self._search(text, low, high, limit)
+        found = self._search(text, low, high, limit, spans)
         return found if found is not None and found.is_complete and found.low == low else None
 
-    def _search(self, text: str, low: int, high: int, limit: int) -> SearchWindow | None:
+    def _search(self, text: str, low: int, high: int, limit: int, spans: int = _SPANS_PER_SET) -> SearchWindow | None:
         """Search the newest part of a range that the server allows, with a limit that it allows.
 
         Return None when it refuses the range; what it allows is remembered.
@@ -437,13 +545,13 @@ class WindowSearcher:
             "start": low,
             "end": max(high, low + 1),
             "limit": limit,
-            "spss": _SPANS_PER_SET,
+            "spss": spans,
         }
         check_ready(self._http)
         response = self._http.get("/api/search", parameters, accept_statuses=(400, 422))
         if response.status != 200:
             self._learn_limits(response)
-            return None if limit <= self._max_limit else self._search(text, low, high, limit)
+            return None if limit <= self._max_limit else self._search(text, low, high, limit, spans)
         try:
             return SearchWindow(low, limit, *read_search(response.content))
         except PARSE_ERRORS as error:

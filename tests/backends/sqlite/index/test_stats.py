@@ -76,7 +76,7 @@ def sums_of(documents: Iterable[tuple[str, Document]]) -> Counter[Any]:
                         found[*key, 2] += 1
                         found[*key, 3] += step["durationMs"] * 1000
                 usage = (step.get("output") or {}).get("usage")
-                if usage:
+                if usage and step["type"] == "agent":
                     key = ("model_sums", *cell, usage["model"].encode())
                     found[*key, 0] += 1
                     found[*key, 1] += usage["promptTokens"]

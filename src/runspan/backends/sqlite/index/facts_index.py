@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import zstandard
 
 from runspan.backends.sqlite.index import stats, text
 from runspan.codec.facts import RunFacts, run_facts
 from runspan.contracts import RunQuery
+from runspan.errors import QueryUnsupported
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.timestamps import MAX_NS, MILLISECOND
 
@@ -25,6 +28,12 @@ _MAX_HINTS: Final = 1000
 _FEW: Final = 20_000
 """Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
 are in it."""
+_CHUNK: Final = 256
+"""Runs with a text whose other filters are compared at once."""
+_WITHOUT_TEXT: Final = (
+    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
+    " ORDER BY id DESC"
+)
 _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: "workflow_id", STATUS: "status"}
 """The kinds of values of which a run has one, with their column."""
 _INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
@@ -73,6 +82,7 @@ class FactsWriter:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         self._names: dict[bytes, int] = {}
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
@@ -104,7 +114,7 @@ class FactsWriter:
         except (AttributeError, UnicodeDecodeError) as error:
             raise sqlite3.DatabaseError(f"the tenant of a run cannot be read: {error}") from None
         stats.apply(self._connection, owner, facts, -1)
-        for kind, value in _values(facts):
+        for kind, value in values_of(facts):
             execute(
                 "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
                 (tenant, kind, self._name(value), row_id),
@@ -129,19 +139,17 @@ class FactsWriter:
         facts = run_facts(run, stored.time)
         tenant = self._name(stored.tenant)
         row_id = self._free_id(stored.time // MILLISECOND)
-        names = [
-            None if value is None else self._name(_utf8(value))
-            for value in (facts.workflow_id, facts.status, facts.trigger, facts.error_code)
-        ]
-        duration = NONE if facts.duration is None else facts.duration
-        cost = facts.cost if facts.models else NONE
+        duration, cost, *values = columns_of(facts)
+        names = [None if value is None else self._name(value) for value in values]
         ended = stored.ended if stored.status in _ENDED else None
         in_text = stored.status not in _UNFINISHED
         row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
         self._connection.execute(_INSERT, row)
-        self._connection.execute("INSERT INTO counted_facts VALUES (?, ?)", (row_id, zlib.compress(_pack(facts), 1)))
-        values = [(tenant, kind, self._name(value), row_id) for kind, value in _values(facts)]
-        self._connection.executemany("INSERT OR IGNORE INTO run_values VALUES (?, ?, ?, ?)", values)
+        self._connection.execute(
+            "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
+        )
+        rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
+        self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
         stats.apply(self._connection, stored.tenant.decode(), facts, 1)
         if in_text:
             text.add(self._connection, row_id, run)
@@ -159,9 +167,8 @@ class FactsWriter:
             self._connection.execute(displacement, (row_id - milliseconds,))
         return row_id
 
-    def _name(self, value: bytes) -> int:
+    def _name(self, name: bytes) -> int:
         """Return the id of a name, which is made if there is none."""
-        name = value[:_NAME_BYTES]
         found = self._names.get(name)
         if found is None:
             self._connection.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
@@ -175,19 +182,25 @@ class FactsWriter:
 def unpack(packed: bytes) -> RunFacts:
     """Return what statistics have counted of a run, see ``counted_facts``."""
     try:
-        return _decode(zlib.decompress(packed))
-    except (zlib.error, msgspec.MsgspecError, TypeError) as error:
+        return _decode(zstandard.decompress(packed))
+    except (zstandard.ZstdError, msgspec.MsgspecError, MemoryError, TypeError) as error:
         raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
 
 
-def _values(facts: RunFacts) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and value of what a run is found by."""
+def columns_of(facts: RunFacts) -> tuple[int, int, bytes | None, bytes | None, bytes | None, bytes | None]:
+    """Return duration, cost, and the names of workflow, status, trigger and error."""
+    names = (facts.workflow_id, facts.status, facts.trigger, facts.error_code)
+    workflow_id, status, trigger, code = [None if value is None else _as_name(value) for value in names]
+    duration = NONE if facts.duration is None else facts.duration
+    return duration, facts.cost if facts.models else NONE, workflow_id, status, trigger, code
+
+
+def values_of(facts: RunFacts) -> set[tuple[int, bytes]]:
+    """Return kind and name of what a run is found by."""
     single = {TRIGGER: facts.trigger, ERROR_CODE: facts.error_code, WORKFLOW: facts.workflow_id, STATUS: facts.status}
-    for kind, value in single.items():
-        if value is not None:
-            yield kind, _utf8(value)
-    yield from ((MODEL, _utf8(model)) for model in models(facts))
-    yield from ((STEP_TYPE, _utf8(step_type)) for step_type in step_types(facts))
+    found = {(kind, _as_name(value)) for kind, value in single.items() if value is not None}
+    found |= {(MODEL, _as_name(model)) for model in models(facts)}
+    return found | {(STEP_TYPE, _as_name(step_type)) for step_type in step_types(facts)}
 
 
 def models(facts: RunFacts) -> set[str]:
@@ -206,7 +219,7 @@ def step_types(facts: RunFacts) -> set[str]:
 def damaged_run_ids(connection: sqlite3.Connection, tenant: str) -> list[bytes]:
     """Return the ids of the runs of a tenant whose document cannot be read."""
     sql = "SELECT run_id FROM damaged_runs WHERE tenant = ?"
-    return [run_id for (run_id,) in connection.execute(sql, (find_name(connection, tenant),))]
+    return [run_id for (run_id,) in connection.execute(sql, (find_tenant(connection, tenant),))]
 
 
 def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Candidate]:
@@ -215,17 +228,56 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     Every run of the list is among them, unless it has changed since the index read it. Names are compared by a prefix
     only, and when a heartbeat was due is not compared at all.
     """
-    tenant = find_name(connection, query.tenant)
+    tenant = find_tenant(connection, query.tenant)
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
     conditions, bound = _conditions(connection, query, chosen)
+    if query.text is not None:
+        ids = _ids_with_text(connection, query, tenant)
+        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
     order = {"start": "runs.id DESC"}.get(query.order, f"runs.{query.order} DESC, runs.run_id DESC")
     source, values = _source(connection, query, tenant, chosen)
     value = "0" if query.order == "start" else f"runs.{query.order}"
     where = " AND ".join(["runs.tenant = ?", *conditions])
     sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
     return map(_candidate, connection.execute(sql, [*values, tenant, *bound]))
+
+
+def _ids_with_text(connection: sqlite3.Connection, query: RunQuery, tenant: int) -> Iterator[int]:
+    """Yield the ids of runs that may contain the text of a query, the greatest first; of all of those that are not in
+    the text index."""
+    connection.execute("BEGIN")  # the tables of the text index stay while they are read
+    until = MAX_NS if query.before is None else query.before[0]
+    before = first_id(connection, until)
+    since = 0 if query.since is None else min(query.since, MAX_NS) // MILLISECOND
+    others = (row_id for (row_id,) in connection.execute(_WITHOUT_TEXT, (tenant, before)))
+    for row_id in merge(text.candidates(connection, query.text or "", before), others, reverse=True):
+        if row_id < since:
+            return
+        yield row_id
+
+
+def _among(
+    connection: sqlite3.Connection, query: RunQuery, ids: Iterator[int], conditions: list[str], values: list[Any]
+) -> Iterator[Candidate]:
+    """Yield those of the runs that meet the conditions, in the order of ``candidates``."""
+    is_by_start = query.order == "start"
+    value, order = ("0", "runs.id DESC") if is_by_start else (f"runs.{query.order}", "4 DESC, runs.run_id DESC")
+    sql = (
+        f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM indexed_runs AS runs NOT INDEXED"  # noqa: S608
+        f" WHERE runs.id IN (SELECT value FROM json_each(?)) AND {' AND '.join(conditions)} ORDER BY {order}"
+    )
+    size = _CHUNK if is_by_start else _FEW
+    while chunk := list(islice(ids, size)):
+        if not is_by_start and next(ids, None) is not None:
+            raise QueryUnsupported(
+                where="sort",
+                expected=f"a text that at most {_FEW} runs may contain",
+                got="one that more may contain",
+                hint="sort by the start, or narrow the time range",
+            )
+        yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
 
 
 def _candidate(row: tuple[object, ...]) -> Candidate:
@@ -345,8 +397,21 @@ def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:
 
 def find_name(connection: sqlite3.Connection, name: str) -> int | None:
     """Return the id of a name, None if no run has or had it."""
-    row = connection.execute("SELECT id FROM names WHERE name = ?", (_utf8(name)[:_NAME_BYTES],)).fetchone()
+    return _id_of_name(connection, _as_name(name))
+
+
+def find_tenant(connection: sqlite3.Connection, tenant: str) -> int | None:
+    """Return the id of a tenant's name, which is never cut; None if no run is or was the tenant's."""
+    return _id_of_name(connection, _utf8(tenant))
+
+
+def _id_of_name(connection: sqlite3.Connection, name: bytes) -> int | None:
+    row = connection.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _as_name(value: str) -> bytes:
+    return _utf8(value)[:_NAME_BYTES]
 
 
 def _utf8(value: str) -> bytes:

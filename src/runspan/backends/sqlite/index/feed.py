@@ -1,4 +1,4 @@
-"""The feed of changed runs, a table of the store that triggers fill and the index reads."""
+"""What has changed in the store since the index read it: new runs, and a table of others that triggers fill."""
 
 from __future__ import annotations
 
@@ -8,21 +8,36 @@ from typing import Final, NamedTuple
 from runspan.storage.sqlite_file import read_statements
 
 _STATEMENTS: Final = read_statements(__package__, "feed.sql")
-_TRIGGERS: Final = ("run_added", "run_changed", "run_removed")
+_TRIGGERS: Final = ("run_changed", "run_removed")
+_KEPT: Final = 10_000
+"""Changes that were read and are still there: more are deleted together."""
 _DELETED: Final = 5000
 """Rows of one transaction."""
 
 
-class Change(NamedTuple):
-    """A row of the feed."""
+class Position(NamedTuple):
+    """How far the store has been read."""
 
-    id: int
-    trace_id: bytes
+    change_id: int
+    """The last row that was read of the table of changes."""
+    change_trace_id: bytes
+    """Its trace id, by which the store is known again."""
+    run: int
+    """Runs up to this number were read."""
+
+
+class Changed(NamedTuple):
+    """Runs to be read."""
+
+    trace_ids: list[bytes]
+    """Each once."""
+    position: Position
+    """How far the store has been read once these are."""
 
 
 def is_on(connection: sqlite3.Connection) -> bool:
     """Return whether the store has a feed."""
-    triggers = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND name IN (?, ?, ?)"
+    triggers = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND name IN (?, ?)"
     return bool(connection.execute(triggers, _TRIGGERS).fetchone()[0] == len(_TRIGGERS))
 
 
@@ -41,21 +56,54 @@ def turn_off(connection: sqlite3.Connection) -> None:
     connection.execute("DROP TABLE IF EXISTS changed_runs")
 
 
-def last(connection: sqlite3.Connection) -> Change:
-    """Return the newest change."""
-    return Change(*connection.execute("SELECT id, trace_id FROM changed_runs ORDER BY id DESC LIMIT 1").fetchone())
+def start(connection: sqlite3.Connection) -> Position:
+    """Return the position of an index that has no run yet."""
+    newest = "SELECT id, trace_id FROM changed_runs ORDER BY id DESC LIMIT 1"
+    change_id, trace_id = connection.execute(newest).fetchone()
+    return Position(change_id, trace_id, 0)
 
 
-def has(connection: sqlite3.Connection, change: Change) -> bool:
-    """Return whether the feed has this very row."""
+def end(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the numbers of the newest change and of the newest run."""
+    sql = "SELECT (SELECT max(id) FROM changed_runs), (SELECT ifnull(max(id), 0) FROM runs)"
+    change_id, run = connection.execute(sql).fetchone()
+    return change_id, run
+
+
+def is_of_store(connection: sqlite3.Connection, position: Position) -> bool:
+    """Return whether a position is one in this store, and in this state of it."""
     sql = "SELECT 1 FROM changed_runs WHERE id = ? AND trace_id = ?"
-    return connection.execute(sql, change).fetchone() is not None
+    return connection.execute(sql, position[:2]).fetchone() is not None
 
 
-def after(connection: sqlite3.Connection, number: int, limit: int) -> list[Change]:
-    """Return the changes after one, in their order."""
-    sql = "SELECT id, trace_id FROM changed_runs WHERE id > ? ORDER BY id LIMIT ?"
-    return [Change(*row) for row in connection.execute(sql, (number, limit))]
+def after(connection: sqlite3.Connection, position: Position, limit: int) -> Changed:
+    """Return some of the runs that have changed; new ones once there are no others."""
+    sql = "SELECT id, trace_id, last_run FROM changed_runs WHERE id > ? ORDER BY id LIMIT ?"
+    changes = connection.execute(sql, (position.change_id, limit)).fetchall()
+    if changes:
+        # The number of a deleted run may be that of a new one.
+        run = min([position.run, *[last_run for _, _, last_run in changes if last_run is not None]])
+        position = Position(changes[-1][0], changes[-1][1], run)
+        return Changed(list(dict.fromkeys(trace_id for _, trace_id, _ in changes)), position)
+    runs = connection.execute("SELECT id, trace_id FROM runs WHERE id > ? ORDER BY id LIMIT ?", (position.run, limit))
+    found = runs.fetchall()
+    return Changed([trace_id for _, trace_id in found], position._replace(run=found[-1][0]) if found else position)
+
+
+def count_after(connection: sqlite3.Connection, position: Position) -> int:
+    """Return how many runs have changed or are new."""
+    sql = (
+        "SELECT (SELECT count(DISTINCT trace_id) FROM changed_runs WHERE id > ?),"
+        " (SELECT count(*) FROM runs WHERE id > ?)"
+    )
+    changed, new = connection.execute(sql, (position.change_id, position.run)).fetchone()
+    return int(changed + new)
+
+
+def has_many_before(connection: sqlite3.Connection, position: Position) -> bool:
+    """Return whether there are many changes to delete before a position."""
+    (oldest,) = connection.execute("SELECT min(id) FROM changed_runs").fetchone()
+    return bool(position.change_id - oldest > _KEPT)
 
 
 def add(connection: sqlite3.Connection, trace_id: bytes) -> None:
@@ -63,7 +111,7 @@ def add(connection: sqlite3.Connection, trace_id: bytes) -> None:
     connection.execute("INSERT INTO changed_runs (trace_id) VALUES (?)", (trace_id,))
 
 
-def delete_before(connection: sqlite3.Connection, number: int) -> bool:
+def delete_before(connection: sqlite3.Connection, change_id: int) -> bool:
     """Delete some of the changes before one; return whether there may be more."""
     sql = "DELETE FROM changed_runs WHERE id IN (SELECT id FROM changed_runs WHERE id < ? ORDER BY id LIMIT ?)"
-    return connection.execute(sql, (number, _DELETED)).rowcount == _DELETED
+    return connection.execute(sql, (change_id, _DELETED)).rowcount == _DELETED

@@ -15,24 +15,28 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Final
 
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.index import feed
+from runspan.backends.sqlite.index.check import find_faults
 from runspan.backends.sqlite.index.facts_index import STORED_RUN, FactsWriter, StoredRun
-from runspan.backends.sqlite.index.feed import Change
+from runspan.backends.sqlite.index.feed import Position
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.errors import DocumentError, QueryUnsupported, StoreError
 from runspan.model.document import Run
+from runspan.storage.data_directory import INDEX_FILE
 from runspan.storage.sqlite_file import Schema, open_database, open_read_only, read_statements, store_error
-
-FILE_NAME: Final = "index.sqlite3"
 
 SCHEMA: Final = Schema(
     name="the index of the embedded store",
     application_id=0x72737069,
     version=1,
-    tables=(*read_statements(__package__, "schema.sql"), *read_statements(__package__, "stats.sql")),
+    tables=tuple(
+        statement
+        for file in ("schema.sql", "stats.sql", "text.sql")
+        for statement in read_statements(__package__, file)
+    ),
     hint="delete the file: it is made again",
     page_pragmas=("page_size = 8192", "auto_vacuum = INCREMENTAL"),
 )
@@ -46,8 +50,8 @@ _PRAGMAS: Final = (
 MAX_WAIT: Final = 2.0
 """Seconds that a query waits until the index has what the store had when it began."""
 _BATCH: Final = 100
-_BATCH_BYTES: Final = 4 << 20
-"""Runs, and bytes of their documents, that are read at once."""
+_BATCH_BYTES: Final = 2 << 20
+"""Runs that are read at once, at most, and the bytes of their documents, about."""
 _MAX_SECONDS: Final = 0.1
 """Seconds after which a transaction ends."""
 _LATENCY: Final = 0.2
@@ -56,8 +60,6 @@ _IDLE: Final = 5.0
 """Seconds after which the feed is looked at, in case another process has written to the store."""
 _RETRY_AFTER: Final = 10.0
 """Seconds until the next attempt when the index cannot be written."""
-_KEPT_CHANGES: Final = 10_000
-"""Changes that were read and are still in the feed: more are deleted together."""
 _FREED_PAGES: Final = 200
 
 _log = logging.getLogger("runspan.index")
@@ -69,22 +71,6 @@ class DamagedIndex(StoreError):
 
 class _Unusable(Exception):
     """The file is damaged, or is the index of another state of a store. The message says why."""
-
-
-class _Progress(NamedTuple):
-    """Where the index is, see ``schema.sql``."""
-
-    change: Change
-    scanned_to: int | None
-
-
-class _Batch(NamedTuple):
-    """What was read of the store at once."""
-
-    runs: list[tuple[bytes, StoredRun | None, Run | None]]
-    """Trace id, the run if there is one, and its document if it can be read."""
-    progress: _Progress
-    """Where the index is once it has these runs."""
 
 
 class Index:
@@ -104,7 +90,7 @@ class Index:
         *,
         keep: bool | None,
     ) -> None:
-        self.path = directory / FILE_NAME
+        self.path = directory / INDEX_FILE
         self._writer = writer
         self._read = read
         self._compression = compression
@@ -113,8 +99,8 @@ class Index:
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._facts: FactsWriter | None = None
-        self._position: _Progress | None = None
-        """Where the thread has left the index."""
+        self._batch = 1
+        """Runs that are read at once."""
         self._closing = False
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -149,20 +135,21 @@ class Index:
                     where=str(self.path),
                     hint="start `runspan serve` on it without --no-search: it makes one",
                 )
-            target = feed.last(connection).id
+            target = feed.end(connection)
         while not self._closing:
             remaining = deadline - monotonic()
             if not self._lock.acquire(timeout=max(0.0, remaining)):
                 break
             try:
-                progress = self._step(min(_MAX_SECONDS, max(0.01, remaining)))
+                position = self._step(min(_MAX_SECONDS, max(0.01, remaining)))
             finally:
                 self._lock.release()
-            if progress.scanned_to is None and progress.change.id >= target:
+            if position.change_id >= target[0] and position.run >= target[1]:
                 return 0
             if remaining <= 0:
                 break
-        return self._count_left(target)
+        with self._lock, self._read() as connection:
+            return max(1, feed.count_after(connection, self._position(self._open()[0])))
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -183,6 +170,16 @@ class Index:
                 got=str(error),
                 hint="try again in a moment",
             ) from error
+
+    def faults(self) -> list[str]:
+        """Return some of what is damaged in the file; nothing if it is sound, or not there. See ``check``."""
+        if not self.path.exists():
+            return []
+        try:
+            with closing(open_read_only(self.path)) as index, self._read() as store:
+                return find_faults(self.path, index, store)
+        except sqlite3.Error as error:
+            return [str(error)]
 
     def correct(self, trace_ids: Sequence[bytes]) -> None:
         """Let runs be read again that are in the index otherwise than in the store."""
@@ -208,10 +205,11 @@ class Index:
             self._changed.clear()
             pause = _IDLE
             try:
+                position: Position | None = None
                 while not self._closing:
                     with self._lock:
-                        before, self._position = self._position, self._step(_MAX_SECONDS)
-                    if self._position == before:
+                        before, position = position, self._step(_MAX_SECONDS)
+                    if position == before:
                         break
                 failure = ""
             except Exception as error:
@@ -230,7 +228,7 @@ class Index:
 
     # With the lock.
 
-    def _step(self, seconds: float) -> _Progress:
+    def _step(self, seconds: float) -> Position:
         """Read some of what has changed, in one transaction; return where the index is then."""
         for _ in range(2):
             try:
@@ -245,65 +243,55 @@ class Index:
                 self._make_anew(str(error))
         raise StoreError("the index of the store cannot be made", where=str(self.path), hint="look at the disk")
 
-    def _read_changes(self, deadline: float) -> _Progress:
+    def _read_changes(self, deadline: float) -> Position:
         connection, facts = self._open()
-        progress = self._progress(connection)
-        if self._is_current(progress):
-            return progress
+        position = self._position(connection)
+        if self._is_current(position):
+            return position
         connection.execute("BEGIN IMMEDIATE")
         try:
-            before = progress = self._progress(connection)  # another process may have gone on
+            before = position = self._position(connection)  # another process may have gone on
             while not self._closing and monotonic() < deadline:
-                batch = self._next(progress)
-                has_removed = False
-                for trace_id, stored, run in batch.runs:
+                runs, following = self._next(position)
+                for trace_id, stored, run in runs:
                     if stored is None:
                         facts.remove(trace_id)
-                        has_removed = True
                     else:
                         facts.put(stored, run)
-                if has_removed:
+                if any(stored is None for _, stored, _ in runs):
                     facts.drop_old()
-                if batch.progress == progress:
+                if following == position:
                     break
-                progress = batch.progress
-            update = "UPDATE progress SET change_id = ?, change_trace_id = ?, scanned_to = ?"
-            connection.execute(update, (*progress.change, progress.scanned_to))
+                position = following
+            update = "UPDATE progress SET change_id = ?, change_trace_id = ?, run = ?"
+            connection.execute(update, position)
             connection.execute("COMMIT")
         except BaseException:
             facts.forget()
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
-        self._delete_changes(connection, before.change.id)
-        return progress
+        self._delete_changes(connection, before)
+        return position
 
-    def _next(self, progress: _Progress) -> _Batch:
-        """Read the next runs from the store."""
+    def _next(self, position: Position) -> tuple[list[tuple[bytes, StoredRun | None, Run | None]], Position]:
+        """Return the next runs of the store, and the position behind them.
+
+        Of each the trace id, its row if it has one, and its document if that can be read.
+        """
+        runs: list[tuple[bytes, StoredRun | None, Run | None]] = []
         with self._read() as store:
-            changes = feed.after(store, progress.change.id, _BATCH)
-            is_scan = not changes and progress.scanned_to is not None
-            if is_scan:
-                sql = "SELECT id, trace_id FROM runs WHERE id > ? ORDER BY id LIMIT ?"
-                changes = [Change(*row) for row in store.execute(sql, (progress.scanned_to, _BATCH))]
-            runs: dict[bytes, tuple[StoredRun | None, Run | None]] = {}
+            changed = feed.after(store, position, self._batch)
             size = 0
-            last: Change | None = None
-            for change in changes:
-                if change.trace_id not in runs:
-                    row = store.execute(STORED_RUN, (change.trace_id,)).fetchone()
-                    stored = None if row is None else StoredRun(*row)
-                    run = None if stored is None else self._document(store, stored)
-                    runs[change.trace_id] = stored, run
-                    size += 0 if run is None else len(run.text)
-                last = change
-                if size > _BATCH_BYTES:
-                    break
-        if is_scan:
-            progress = progress._replace(scanned_to=None if last is None else last.id)
-        elif last is not None:
-            progress = progress._replace(change=last)
-        return _Batch([(trace_id, *found) for trace_id, found in runs.items()], progress)
+            for trace_id in changed.trace_ids:
+                row = store.execute(STORED_RUN, (trace_id,)).fetchone()
+                stored = None if row is None else StoredRun(*row)
+                run = None if stored is None else self._document(store, stored)
+                runs.append((trace_id, stored, run))
+                size += 0 if run is None else len(run.text)
+        # The next ones are about as large.
+        self._batch = max(1, min(_BATCH, _BATCH_BYTES * len(runs) // max(1, size)))
+        return runs, changed.position
 
     def _document(self, store: sqlite3.Connection, stored: StoredRun) -> Run | None:
         """Return the document of a run, None if it cannot be read."""
@@ -314,28 +302,27 @@ class Index:
             return None
         return run
 
-    def _is_current(self, progress: _Progress) -> bool:
+    def _is_current(self, position: Position) -> bool:
         """Return whether the index has everything that the store has. Raise _Unusable if it is not of the store."""
         with self._read() as store:
-            if not feed.has(store, progress.change):
+            if not feed.is_of_store(store, position):
                 raise _Unusable("it is of another store, or of another state of it")
-            return progress.scanned_to is None and feed.last(store).id == progress.change.id
+            return feed.end(store) == (position.change_id, position.run)
 
-    def _progress(self, connection: sqlite3.Connection) -> _Progress:
-        row = connection.execute("SELECT change_id, change_trace_id, scanned_to FROM progress").fetchone()
+    def _position(self, connection: sqlite3.Connection) -> Position:
+        row = connection.execute("SELECT change_id, change_trace_id, run FROM progress").fetchone()
         if row is None:
-            # Runs up to now are found by a scan of the store, later ones in the feed.
             with self._read() as store:
-                row = (*feed.last(store), 0)
+                row = feed.start(store)
             connection.execute("INSERT OR IGNORE INTO progress VALUES (1, ?, ?, ?, 0)", row)
-        return _Progress(Change(*row[:2]), row[2])
+        return Position(*row)
 
-    def _delete_changes(self, connection: sqlite3.Connection, before: int) -> None:
+    def _delete_changes(self, connection: sqlite3.Connection, before: Position) -> None:
         """Delete changes that the index has on disk from the feed, once they are many."""
         with self._read() as store:
-            (oldest,) = store.execute("SELECT min(id) FROM changed_runs").fetchone()
-        if before - oldest > _KEPT_CHANGES:
-            while not self._closing and self._writer.submit(partial(feed.delete_before, number=before)):
+            are_many = feed.has_many_before(store, before)
+        if are_many:
+            while not self._closing and self._writer.submit(partial(feed.delete_before, change_id=before.change_id)):
                 pass
             connection.execute(f"PRAGMA incremental_vacuum({_FREED_PAGES})").fetchall()
 
@@ -371,17 +358,6 @@ class Index:
         for suffix in ("-wal", "-shm", ""):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.path}{suffix}")
-
-    def _count_left(self, target: int) -> int:
-        """Return how many runs the index has not read yet, about."""
-        with self._read() as store, self.connection() as connection:
-            change_id, scanned_to = connection.execute("SELECT change_id, scanned_to FROM progress").fetchone()
-            sql = "SELECT count(DISTINCT trace_id) FROM changed_runs WHERE id > ? AND id <= ?"
-            (changed,) = store.execute(sql, (change_id, target)).fetchone()
-            if scanned_to is None:
-                return int(changed)
-            (runs,) = store.execute("SELECT count(*) FROM runs WHERE id > ?", (scanned_to,)).fetchone()
-            return max(1, int(changed), int(runs))
 
 
 def _inode(path: Path) -> tuple[int, int]:

@@ -1,14 +1,14 @@
--- Where the index is. The change is the last row of the store's feed that it has read; runs up to the row scanned_to are
--- in it since it was created, NULL once all are. displacement: how far an id is from the time of its run, at most.
+-- How far the store has been read, see feed.py. displacement: how far an id is from the time of its run, at most.
 CREATE TABLE progress (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     change_id INTEGER NOT NULL,
     change_trace_id BLOB NOT NULL,
-    scanned_to INTEGER,
+    run INTEGER NOT NULL,
     displacement INTEGER NOT NULL
 ) STRICT;
 
--- Texts that many runs share, cut to a bounded length: whoever finds a run by one compares the document.
+-- Texts that many runs share. Except for tenants, they are cut to a bounded length: whoever finds a run by one compares the
+-- document.
 CREATE TABLE names (id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE) STRICT;
 
 -- The id is the run's sort time in milliseconds, or the next one that no run has or had. Without a duration or a cost,

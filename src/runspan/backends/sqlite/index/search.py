@@ -7,19 +7,27 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from heapq import nlargest
 from itertools import islice
+from time import monotonic
 from typing import Final, NamedTuple
 
 from runspan.backends.sqlite import queries
 from runspan.backends.sqlite.index.facts_index import NONE, Candidate, models, step_types
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import RunFacts, duration, run_facts, summary_members
-from runspan.contracts import RunQuery, damaged_note
+from runspan.codec.full_text import Match, find_text
+from runspan.contracts import Cursor, RunQuery, damaged_note
 from runspan.errors import DocumentError, StoreError
 from runspan.model.document import TERMINAL_RUN_STATUSES, Run
-from runspan.model.timestamps import MILLISECOND
+from runspan.model.timestamps import MAX_NS, MILLISECOND, rfc3339
 
 _CHUNK: Final = 64
 """Runs that are read from the index, then from the store."""
+_MAX_SECONDS: Final = 2.0
+"""Seconds after which no further runs are searched for a text."""
+
+
+_FIRST_ID: Final = "\0"
+"""No run id sorts before it."""
 
 
 class ListedRun(NamedTuple):
@@ -83,6 +91,11 @@ class IndexedSearch:
         """Lines for ``Page.partial``."""
         self.changed: list[bytes] = []
         """Trace ids of runs that are in the index otherwise than in the store."""
+        self.matches: dict[str, Match] = {}
+        """Where runs contain the text of the query, by their id; of more runs than are in the list."""
+        self.stopped_at: int | None = None
+        """The time, in nanoseconds since 1970, before which runs were not searched for lack of time."""
+        self._deadline = monotonic() + _MAX_SECONDS
 
     def runs(self, candidates: Iterator[Candidate]) -> Iterator[ListedRun]:
         """Yield those of the candidates that are in the list, in its order.
@@ -91,7 +104,7 @@ class IndexedSearch:
         """
         listed = self._listed(candidates)
         if self._query.order == "start":
-            return _by_start(listed, self._query.limit + 1)
+            return self._unless_stopped(_by_start(listed, self._query.limit + 1))
         return (run for _, run in listed if run is not None)
 
     def _listed(self, candidates: Iterator[Candidate]) -> Iterator[tuple[int, ListedRun | None]]:
@@ -101,6 +114,28 @@ class IndexedSearch:
             with self._read() as connection:
                 found = [(candidate.id, self._confirmed(connection, candidate)) for candidate in chunk]
             yield from found
+            if self._query.text is not None and monotonic() > self._deadline and self._may_stop_at(chunk[-1]):
+                return
+
+    def _may_stop_at(self, candidate: Candidate) -> bool:
+        """Stop at a candidate, unless the next page would not begin at an earlier time than this one did."""
+        at = candidate.id * MILLISECOND  # later candidates have a lower id, which is at least their time
+        before = self._query.before
+        if self._query.order != "start" or at >= (MAX_NS if before is None else before[0]):
+            return False
+        self.stopped_at = at
+        seconds = f"{_MAX_SECONDS:.0f} seconds"
+        self.notes.append(f"the search was stopped after {seconds}, at {rfc3339(at)}: the next page continues there")
+        return True
+
+    def _unless_stopped(self, runs: Iterator[ListedRun]) -> Iterator[ListedRun]:
+        """Yield the runs up to where the search was stopped: others may be between those behind."""
+        return (run for run in runs if self.stopped_at is None or run.value >= self.stopped_at)
+
+    @property
+    def next_page(self) -> Cursor | None:
+        """Where to continue a search that was stopped."""
+        return None if self.stopped_at is None else Cursor(self.stopped_at, _FIRST_ID)
 
     def _confirmed(self, connection: sqlite3.Connection, candidate: Candidate) -> ListedRun | None:
         found = connection.execute(_SELECT, (candidate.trace_id,)).fetchone()
@@ -114,6 +149,8 @@ class IndexedSearch:
             return None
         run_id, query = row.run_id.decode(), self._query
         if not query.matches(_summary(row)) or row.time < (query.since or 0):
+            return None
+        if query.text is not None and not self._contains(connection, row, run_id, query.text):
             return None
         facts = None
         if query.model is not None or query.step_type is not None or query.order == "cost":
@@ -130,10 +167,20 @@ class IndexedSearch:
             return None
         return ListedRun(row.run_id, value, *row[2:7])
 
+    def _contains(self, connection: sqlite3.Connection, row: _Row, run_id: str, text: str) -> bool:
+        run = self._run(connection, row, run_id)
+        match = None if run is None else find_text(run, text)
+        if match is not None:
+            self.matches[run_id] = match
+        return match is not None
+
     def _facts(self, connection: sqlite3.Connection, row: _Row, run_id: str) -> RunFacts | None:
+        run = self._run(connection, row, run_id)
+        return None if run is None else run_facts(run, row.time)
+
+    def _run(self, connection: sqlite3.Connection, row: _Row, run_id: str) -> Run | None:
         try:
-            run = Run.from_json(self._content(connection, row.document, "run", f"run {run_id}"))
-            return run_facts(run, row.time)
+            return Run.from_json(self._content(connection, row.document, "run", f"run {run_id}"))
         except (StoreError, DocumentError):
             self.notes.append(damaged_document_note(run_id))
             return None

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from runspan.backends.sqlite.index import stats
-from runspan.backends.sqlite.index.facts_index import find_name, first_id, unpack
+from runspan.backends.sqlite.index.facts_index import find_name, find_tenant, first_id, unpack
 from runspan.backends.sqlite.index.stats import HOUR, SPANS, Table, duration_of
 from runspan.codec.facts import NANO_DOLLARS, RunFacts
 from runspan.contracts import DurationStats, FailedRun, StatsGroup, StatsPage, StatsQuery, UsageStats
@@ -145,8 +145,8 @@ class _FailureFinder:
         self._connection = connection
         self._query = query
         self._read_failure = read_failure
-        names = (query.tenant, *stats.FAILURES)
-        self._tenant, *self._statuses = (find_name(connection, name) for name in names)
+        self._tenant = find_tenant(connection, query.tenant)
+        self._statuses = [find_name(connection, name) for name in stats.FAILURES]
 
     def find(self, group: StatsGroup, hour: int) -> FailedRun | None:
         """Return the newest run that failed as the group says in an hour.
