@@ -263,6 +263,7 @@ class Index:
                 if following == position:
                     break
                 position = following
+            facts.count()
             update = "UPDATE progress SET change_id = ?, change_trace_id = ?, run = ?"
             connection.execute(update, position)
             connection.execute("COMMIT")
