@@ -84,10 +84,10 @@ class FactsWriter:
         self._connection = connection
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         self._names: dict[bytes, int] = {}
-        self._counted: list[tuple[str, RunFacts, int]] = []
-        """What statistics are to count: tenant, facts, and 1 or -1."""
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
+        self._counted: list[tuple[str, RunFacts, int]] = []
+        """What statistics have not counted yet, see ``stats.apply``."""
 
     def put(self, stored: StoredRun, run: Run | None) -> None:
         """Write what a run has now in place of what it had; None for a document that cannot be read."""
@@ -132,14 +132,14 @@ class FactsWriter:
         if oldest is not None:
             text.drop_before(self._connection, oldest)
 
-    def finish(self) -> None:
-        """Write what statistics are to count. Call it before the transaction is committed."""
-        stats.apply_all(self._connection, self._counted)
-        self._counted = []
+    def count(self) -> None:
+        """Let statistics count what the transaction has written, all at once. Called before it is committed."""
+        stats.apply(self._connection, self._counted)
+        self._counted.clear()
 
     def forget(self) -> None:
         """Forget what is known of the transaction that was rolled back."""
-        self._counted = []
+        self._counted.clear()
         self._names.clear()
         self._next_ids.clear()
 

@@ -274,7 +274,7 @@ class Index:
                 if following == position:
                     break
                 position = following
-            facts.finish()
+            facts.count()
             update = "UPDATE progress SET change_id = ?, change_trace_id = ?, run = ?"
             connection.execute(update, position)
             connection.execute("COMMIT")
