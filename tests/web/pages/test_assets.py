@@ -52,7 +52,9 @@ def test_files_may_be_kept_for_ever_and_come_packed(filled: str) -> None:
                     assert response.headers.get("Content-Encoding") == coding
 
 
-@pytest.mark.parametrize(("path", "size"), [("", 30_000), ("runs/run_000", 60_000), ("compare", 30_000)])
+@pytest.mark.parametrize(
+    ("path", "size"), [("", 30_000), ("runs/run_000", 60_000), ("compare", 30_000), ("workflows", 30_000)]
+)
 def test_pages_are_light(filled: str, path: str, size: int) -> None:
     """What a page loads first, on the wire: no framework, no font, no picture, and one script."""
     assets = load_assets()
@@ -104,7 +106,18 @@ def test_modules_import_only_what_is_exported(name: str) -> None:
         assert set(re.findall(r"\w+", names)) <= set(exported), path
 
 
-@pytest.mark.parametrize("entry", ["panel/main.js", "compare/main.js", "run/main.js", "run/worker.js", "shell.js"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "panel/main.js",
+        "compare/main.js",
+        "run/main.js",
+        "run/worker.js",
+        "workflow/main.js",
+        "workflows/main.js",
+        "shell.js",
+    ],
+)
 def test_a_script_includes_what_it_imports(entry: str) -> None:
     """Directly or indirectly, each once, and the module itself last."""
     needed: dict[str, None] = {}

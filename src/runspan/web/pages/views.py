@@ -117,6 +117,17 @@ def run(run_id: str) -> Response:
     return _render("run.html", entry="run/main.js", preload=_run_paths(run_id), run_id=run_id)
 
 
+@pages.get("/workflows")
+def workflows() -> Response:
+    return _render("workflows.html", entry="workflows/main.js")
+
+
+@pages.get("/workflows/<run_id:workflow_id>")
+def workflow(workflow_id: str) -> Response:
+    utf8_path(request.environ)
+    return _render("workflow.html", entry="workflow/main.js", workflow_id=workflow_id)
+
+
 @pages.get("/compare")
 def compare() -> Response:
     return _render("compare.html", entry="compare/main.js", preload=_run_paths(*map(request.args.get, "ab")))

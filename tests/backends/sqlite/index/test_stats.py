@@ -152,11 +152,10 @@ def test_sums_are_those_of_the_documents(batches: list[list[tuple[str, str, Docu
                 yield tenant, facts_of(run_id, new), 1
 
         for batch in batches:
-            stats.apply_all(connection, chain.from_iterable(replace(*change) for change in batch))
+            stats.apply(connection, chain.from_iterable(replace(*change) for change in batch))
             assert sums_in(connection) == sums_of((tenant, found) for (tenant, _), found in current.items())
         for change in [*current]:
-            for tenant, facts, sign in replace(*change, None):
-                stats.apply(connection, tenant, facts, sign)
+            stats.apply(connection, replace(*change, None))
         assert [connection.execute(f"SELECT * FROM {table}").fetchall() for table in ("series", *TABLES)] == [[]] * 6
 
 
@@ -179,6 +178,6 @@ def test_absurd_numbers_stop_nothing() -> None:
     with opened() as connection:
         facts = facts_of("run", document)
         for runs in (800, 800, 2_000):
-            stats.apply_all(connection, [("", facts, 1)] * runs)
+            stats.apply(connection, [("", facts, 1)] * runs)
         rows = connection.execute("SELECT steps, cost FROM model_sums WHERE span = 1").fetchall()
     assert rows == [(72_000, 2**63 - 1)]

@@ -84,6 +84,8 @@ class FactsWriter:
         self._names: dict[bytes, int] = {}
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
+        self._counted: list[tuple[str, RunFacts, int]] = []
+        """What statistics have not counted yet, see ``stats.apply``."""
 
     def put(self, stored: StoredRun, run: Run | None) -> None:
         """Write what a run has now in place of what it had; None for a document that cannot be read."""
@@ -111,7 +113,7 @@ class FactsWriter:
             facts, owner = unpack(packed), name.decode()
         except (AttributeError, UnicodeDecodeError) as error:
             raise sqlite3.DatabaseError(f"the tenant of a run cannot be read: {error}") from None
-        stats.apply(self._connection, owner, facts, -1)
+        self._counted.append((owner, facts, -1))
         for kind, value in values_of(facts):
             execute(
                 "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
@@ -126,8 +128,14 @@ class FactsWriter:
         if oldest is not None:
             text.drop_before(self._connection, oldest)
 
+    def count(self) -> None:
+        """Let statistics count what the transaction has written, all at once. Called before it is committed."""
+        stats.apply(self._connection, self._counted)
+        self._counted.clear()
+
     def forget(self) -> None:
         """Forget what is known of the transaction that was rolled back."""
+        self._counted.clear()
         self._names.clear()
         self._next_ids.clear()
 
@@ -146,7 +154,7 @@ class FactsWriter:
         )
         rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
         self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
-        stats.apply(self._connection, stored.tenant.decode(), facts, 1)
+        self._counted.append((stored.tenant.decode(), facts, 1))
         if in_text:
             text.add(self._connection, row_id, run)
 

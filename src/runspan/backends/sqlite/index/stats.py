@@ -77,12 +77,7 @@ _ADD: Final = {table: _add_statement(table) for table in _TABLES}
 _REMOVE: Final = {table: _remove_statement(table) for table in _TABLES}
 
 
-def apply(connection: sqlite3.Connection, tenant: str, facts: RunFacts, sign: int) -> None:
-    """Add a run to the sums of its tenant, workflow and hour, or take it out of them; see ``apply_all``."""
-    apply_all(connection, [(tenant, facts, sign)])
-
-
-def apply_all(connection: sqlite3.Connection, changes: Iterable[tuple[str, RunFacts, int]]) -> None:
+def apply(connection: sqlite3.Connection, changes: Iterable[tuple[str, RunFacts, int]]) -> None:
     """Add runs to the sums of their tenants, workflows and hours, or take them out of them, in one transaction.
 
     changes: Tenant, facts and sign: 1 for the facts that a run has now, and -1 for those that it had when it was added.
