@@ -526,11 +526,11 @@ def test_the_openapi_document_says_what_cursors_and_ids_are(client: httpx.Client
         for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]
         if parameter["name"] == "cursor"
     ]
+    long = Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES).token()
     longest = Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES, "duration").token()
+    assert re.search(pattern, long)
     assert re.search(pattern, longest)
-    for cursor in (Cursor.parse(longest), Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES)):
-        params = {"cursor": cursor.token(), "sort": cursor.order}
-        assert client.get("/api/v1/runs", params=params).status_code == (200 if cursor.order == "start" else 400)
+    assert client.get("/api/v1/runs", params={"cursor": long}).status_code == 200
     for token in (longest + "A", "MTp4=", "MTp"):
         assert not re.search(pattern, token)
         error_of(client.get("/api/v1/runs", params={"cursor": token}), 400, "VALIDATION_ERROR")
