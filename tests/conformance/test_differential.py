@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +37,29 @@ def random_runs(chance: random.Random) -> list[Run]:
             members["error"] = {"code": "E", "message": "m" * chance.choice([10, 5000])}
         if chance.random() < 0.05:
             members["startedAt"] = chance.choice([None, ..., "9999-12-31T00:00:00Z", "0001-01-01T00:00:00Z"])
+        if chance.random() < 0.3:
+            members["triggerType"] = chance.choice(["cron", "api", "t" * 600, None, ...])
+        if chance.random() < 0.3:
+            members["durationMs"] = chance.choice([0, 1500, 2500.5, 90_000, -1, None, ...])
+        if chance.random() < 0.5:
+            members["steps"] = [random_step(chance, number) for number in range(chance.randrange(4))]
         make = make_run if status in TERMINAL_RUN_STATUSES else running
         runs.append(make(f"run-{number:03}", at, **{"status": status} | members))
     return runs
+
+
+def random_step(chance: random.Random, number: int) -> dict[str, Any]:
+    """Return a step of one of a few types, which may have used a model, and may not have ended."""
+    kind = chance.choice(["agent", "action", "approval", "k" * 600])
+    usage = {"model": chance.choice(["m-1", "m-2", "M-1"]), "promptTokens": 3, "completionTokens": 1}
+    return {
+        "id": f"s{number}",
+        "name": chance.choice(["Fetch", "cus_4711", "n" * 510 + "cus_4711"]),
+        "type": kind,
+        "status": chance.choice(["completed", "completed", "failed", "running"]),
+        "input": chance.choice([{"customer": "CUS_4711"}, {"customer": "cus_4712"}, None]),
+        "output": chance.choice([{"usage": usage}, "Straße", "text"]),
+    }
 
 
 def random_query(chance: random.Random, tenant: str) -> RunQuery:
@@ -57,7 +78,22 @@ def random_query(chance: random.Random, tenant: str) -> RunQuery:
         ended_until=None if ended_since is None else chance.choice([None, ended_since + chance.randrange(1, 5 * DAY)]),
         limit=chance.choice([3, 7, 50, 200]),
         cursor=chance.choice([None, None, None, Cursor(T0 + chance.randrange(10 * DAY), "run-300")]),
+        **random_filters(chance),
     )
+
+
+def random_filters(chance: random.Random) -> dict[str, Any]:
+    """Return no filter, one or two, for triggers, errors, durations, steps and texts."""
+    values = {
+        "trigger": ["cron", "webhook", "t" * 600, "none"],
+        "error_code": ["E", "none"],
+        "min_duration": [0, SECOND, 2500 * MS, 60 * SECOND],
+        "model": ["m-1", "m-2", "m-3"],
+        "step_type": ["agent", "approval", "k" * 600, "none"],
+        "text": ["cus_4711", "CUS_471", "strasse", "run-01", "wf_3", "none"],
+    }
+    names = chance.sample(list(values), chance.choice([0, 0, 1, 1, 2]))
+    return {name: chance.choice(values[name]) for name in names}
 
 
 def items(reader: TraceReader, query: RunQuery) -> list[bytes]:
@@ -66,7 +102,7 @@ def items(reader: TraceReader, query: RunQuery) -> list[bytes]:
     while True:
         page = reader.search(query)
         found += page.items
-        assert not page.partial
+        assert all("longer ones were not searched" in note for note in page.partial), page.partial
         if page.cursor is None:
             return found
         query = replace(query, cursor=page.cursor)
