@@ -54,7 +54,7 @@ def run(plan: Plan) -> list[Figure]:
 
 @contextmanager
 def _server(data: Path) -> Iterator[tuple[str, int]]:
-    command = [sys.executable, "-m", "runspan", "serve", "--data", str(data), "--port", "0"]
+    command = [sys.executable, "-m", "runspan", "serve", "--data", str(data), "--port", "0", "--no-search"]
     with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

@@ -29,6 +29,7 @@ from runspan.model.timestamps import parse_ns
 from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.storage.data_directory import INDEX_FILE
 from runspan.testing import generate
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ def run(plan: Plan) -> list[Figure]:
         figures = [_disk(shelf) for shelf in shelves]
         figures += _reads(plan, shelves, rounds)
         figures += _ingest(plan, shelves, rounds)
-    return [*figures, *_durability(plan, rounds), _growth(plan, rounds)]
+    return [*figures, *_durability(plan, rounds), _growth(plan, rounds), *_index(plan, rounds)]
 
 
 def _disk(shelf: Shelf) -> Figure:
@@ -219,6 +220,29 @@ def _durability(plan: Plan, rounds: int) -> list[Figure]:
 
         samples = take_turns({"durable": into(durable, 1), "unsynced": into(unsynced, 2)}, rounds)
     return [_rate("ingest rate, durable / synchronous off", samples["unsynced"], samples["durable"], at_least(0.9))]
+
+
+def _index(plan: Plan, rounds: int) -> list[Figure]:
+    """Measure what the index takes for runs that are stored already."""
+    count = 500 if plan.quick else 5_000
+    stored, indexed, shares = [], [], []
+    for turn in range(rounds):
+        folder = plan.folder / f"index-{turn}"
+        documents = list(generate(count, seed=seed(_SECTION, 300 + turn)))
+        with SqliteStore(folder) as store:
+            stored.append(write_all(store, bodies([Run.from_json(text) for text in documents]))[1])
+        begun = time.process_time()
+        with SqliteStore(folder, index=True) as store:
+            while store.search(RunQuery(order="duration", limit=1)).partial:
+                pass
+            indexed.append(time.process_time() - begun)
+        shares.append((folder / INDEX_FILE).stat().st_size / sum(map(len, documents)))
+    value, low, high = ratio(indexed, stored)
+    note = "processor time, in the background of a server; texts, filters and statistics"
+    return [
+        Figure("store", "index a run / store it", value, low, high, note=note),
+        Figure("store", "index / raw JSON", median(shares), min(shares), max(shares), note="on disk"),
+    ]
 
 
 def _growth(plan: Plan, rounds: int) -> Figure:

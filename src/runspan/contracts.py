@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, get_args
+
+from msgspec import UNSET, Struct, UnsetType
+from msgspec import field as field_of
 
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import duration, error_code, summary_members
-from runspan.codec.fields import observed_time
+from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, Match, fold
-from runspan.errors import QueryError
+from runspan.errors import QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
@@ -237,6 +240,11 @@ def heartbeat_due(observed_at: int, time: int) -> int:
     return observed_at + max(HEARTBEAT_INTERVAL, (observed_at - time) // HEARTBEAT_SHARE)
 
 
+def live_observed_time(revision: int) -> int | None:
+    """Return when an unfinished run was last observed, in nanoseconds since 1970; None for a run that has ended."""
+    return None if revision >= ROOT_REVISION else revision
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """A page of a list. A page with a cursor is not the last one, even if it is shorter than the limit."""
@@ -252,6 +260,153 @@ class Page:
     """Where each run of a list with a ``RunQuery.text`` contains it, by run id."""
 
 
+StatsDimension = Literal["workflow", "day", "hour", "model", "step", "error"]
+STATS_DIMENSIONS: Final[tuple[StatsDimension, ...]] = get_args(StatsDimension)
+DEFAULT_STATS_LIMIT: Final = 100
+MAX_STATS_LIMIT: Final = 2_000
+_TIMES: Final = ("day", "hour")
+_PARTS: Final = ("model", "step", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class StatsQuery:
+    """The runs of a tenant that statistics are of, and the groups that these are divided into.
+
+    A run counts where its sort time is, see ``RunQuery``, in whole hours of UTC: a range is widened to these.
+    """
+
+    tenant: str = ""
+    workflow_id: str | None = None
+    since: int | None = None
+    """Only runs whose sort time is in this hour or later, in nanoseconds since 1970."""
+    until: int | None = None
+    """Only runs whose sort time is before the end of the hour before it, in nanoseconds since 1970."""
+    group_by: tuple[StatsDimension, ...] = ()
+    """At most one of day and hour, and one of model, step and error; without these, runs are counted."""
+    time_zone: str = "UTC"
+    """The zone that days are of, as the IANA database calls it."""
+    limit: int = DEFAULT_STATS_LIMIT
+
+    def __post_init__(self) -> None:
+        by = self.group_by
+        if not set(by) <= set(STATS_DIMENSIONS) or any(len({*by} & {*those}) > 1 for those in (_TIMES, _PARTS)):
+            raise QueryError(
+                where="groupBy",
+                expected="some of workflow, one of day and hour, and one of model, step and error",
+                got=repr(", ".join(by)[:60]),
+            )
+        if self.is_by_time and (self.since is None or self.until is None):
+            raise QueryError(where="from", expected="the beginning of the days or hours", got="none")
+        if self.since is not None and self.until is not None and self.until <= self.since:
+            raise QueryError(
+                where="to", expected="a time after the beginning of the range", got="one that is not after"
+            )
+
+    @property
+    def is_by_workflow(self) -> bool:
+        """Whether each workflow has groups of its own."""
+        return "workflow" in self.group_by
+
+    @property
+    def is_by_time(self) -> bool:
+        """Whether each day or hour has groups of its own."""
+        return not set(_TIMES).isdisjoint(self.group_by)
+
+    @property
+    def part(self) -> str:
+        """The part of runs that is counted: ``model``, ``step`` or ``error``; empty for whole runs."""
+        return next((part for part in _PARTS if part in self.group_by), "")
+
+
+class DurationStats(Struct, frozen=True, omit_defaults=True):
+    """Durations in milliseconds."""
+
+    count: int
+    """How many ended runs, or steps, have a duration."""
+    mean: float
+    """Exact; 0 without any."""
+    p50: float | None = None
+    """The least duration that this percentage of the runs does not exceed, within 1 %. None for steps, for the days and
+    hours of all workflows, and without any."""
+    p95: float | None = None
+
+
+class UsageStats(Struct, frozen=True, rename="camel"):
+    """What agents used of models."""
+
+    steps: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float
+
+
+class FailedRun(Struct, frozen=True, rename="camel"):
+    """A run that failed or timed out."""
+
+    id: str
+    time: str
+    """Its sort time."""
+    error_message: str = ""
+    """The beginning of its error's message."""
+
+
+class StatsGroup(Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The statistics of a group. Members that the grouping does not have are UNSET."""
+
+    workflow_id: str | UnsetType | None = UNSET
+    """None for runs without one."""
+    from_: str | UnsetType = field_of(name="from", default=UNSET)
+    """The beginning of a day or hour."""
+    to: str | UnsetType = UNSET
+    """The end of a day or hour, excluded."""
+    model: str | UnsetType = UNSET
+    """Empty if the steps do not name it."""
+    step: str | UnsetType = UNSET
+    """Its name, or its id without one."""
+    step_type: str | UnsetType = UNSET
+    error_code: str | UnsetType = UNSET
+    """Empty for errors without a code."""
+    failed_step: str | UnsetType = UNSET
+    """The name of the first failed step; empty if no step failed."""
+    runs: int | UnsetType = UNSET
+    statuses: dict[str, int] | UnsetType = UNSET
+    """Runs by status; ``other`` for statuses that are not the platform's."""
+    executions: int | UnsetType = UNSET
+    """Of a step: each round of a loop is one; skipped and pending ones do not count."""
+    failed: int | UnsetType = UNSET
+    """Executions that failed."""
+    duration_ms: DurationStats | UnsetType = UNSET
+    usage: UsageStats | UnsetType = UNSET
+    newest_failure: FailedRun | UnsetType | None = UNSET
+    """Of a workflow or an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsPage:
+    """The groups of statistics: days and hours in their order, and each one's largest groups first."""
+
+    groups: Sequence[StatsGroup]
+    since: int | None
+    """The beginning of the hours that the groups cover, in nanoseconds since 1970; None: from the first run on."""
+    until: int | None
+    """Their end, excluded; None: up to the last run."""
+    has_more: bool = False
+    """Whether there are smaller groups than these."""
+    partial: tuple[str, ...] = ()
+    """What is missing, one line each; see ``Page``."""
+
+
+def stats_unsupported(backend: str) -> QueryUnsupported:
+    """Return the error of a backend that cannot count runs exactly, each once and as of its newest revision."""
+    return QueryUnsupported(
+        "no statistics",
+        where=backend,
+        expected="a backend that counts each run once, as of its newest revision",
+        got="one that stores spans",
+        hint="the embedded store has statistics: runspan serve --data DIR",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentVersion:
     """What distinguishes the responses to two requests for a run, without its document."""
@@ -261,6 +416,8 @@ class DocumentVersion:
     incomplete: tuple[str, ...] = ()
     """See ``Document``."""
     conflict: tuple[str, ...] = ()
+    """See ``Document``."""
+    observed_at: int | None = None
     """See ``Document``."""
 
 
@@ -278,10 +435,13 @@ class Document:
     """
     digest: str = field(default="", compare=False)
     """The first 32 hex digits of the text's SHA-256 if the backend has it, else empty; see ``version``."""
+    observed_at: int | None = field(default=None, compare=False)
+    """When the run was last observed if it has not ended, in nanoseconds since 1970; see ``heartbeat_due``."""
 
     def version(self) -> DocumentVersion:
         """Return the version of the document."""
-        return DocumentVersion(self.digest or sha256(self.text).hexdigest()[:32], self.incomplete, self.conflict)
+        digest = self.digest or sha256(self.text).hexdigest()[:32]
+        return DocumentVersion(digest, self.incomplete, self.conflict, self.observed_at)
 
 
 # The lines of ``Page.partial`` about single runs, in the same words for every backend.
@@ -381,6 +541,13 @@ class TraceReader(Protocol):
 
         Filters apply to the newest revision only: a run that has ended does not match an earlier status. Strings are
         compared exactly, including quotes, braces and line breaks. Raises QueryUnsupported instead of approximating.
+        """
+        ...
+
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """Return the statistics of runs, each of which counts once, at its newest revision.
+
+        Raises QueryUnsupported if the backend cannot count them exactly.
         """
         ...
 

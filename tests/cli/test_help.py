@@ -57,6 +57,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
         "check",
         "restore",
         "export",
+        "stats",
         "sync",
         "list",
         "get",

@@ -115,11 +115,13 @@ def test_many_heartbeats_are_one_run(backend: Harness, tenant: str) -> None:
     for number in range(300):
         run = beat if number < 299 else last
         backend.send_spans(encode(run, tenant=tenant, observed_at=T0 + number * SECOND), tenant)
-    assert backend.reader.document("beats", tenant).text == last.text
+    document = backend.reader.document("beats", tenant)
+    assert (document.text, document.observed_at) == (last.text, T0 + 299 * SECOND)
     for query in (RunQuery(tenant), RunQuery(tenant, status="running")):
         assert list(backend.reader.search(query).items) == [last.summary()]
     backend.send(make_run("beats"), tenant=tenant)
-    assert backend.reader.document("beats", tenant).text == make_run("beats").text
+    document = backend.reader.document("beats", tenant)
+    assert (document.text, document.observed_at) == (make_run("beats").text, None)
     assert ids(backend.reader.search(RunQuery(tenant, status="running"))) == []
 
 

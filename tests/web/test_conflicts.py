@@ -161,6 +161,6 @@ def test_the_openapi_document_describes_the_headers(client: httpx.Client) -> Non
     """Of a run and of a list."""
     paths = client.get("/api/v1/openapi.json").json()["paths"]
     run = paths["/api/v1/runs/{run_id}"]["get"]["responses"]["200"]["headers"]
-    assert set(run) == {"ETag", "X-Runspan-Incomplete", "X-Runspan-Conflict"}
+    assert set(run) == {"ETag", "X-Runspan-Incomplete", "X-Runspan-Conflict", "X-Runspan-Observed-At"}
     assert set(paths["/api/v1/runs"]["get"]["responses"]["200"]["headers"]) == {"X-Runspan-Partial"}
     assert all(header["schema"] == {"type": "string"} and header["description"] for header in run.values())

@@ -23,6 +23,7 @@ from runspan.contracts import RunQuery, heartbeat_due
 from runspan.errors import NotFound, QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, RUN_STATUSES
 from runspan.model.span import run_ids
+from runspan.model.timestamps import parse_ns
 from runspan.otlp.protobuf_reader import read_protobuf
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
@@ -319,3 +320,18 @@ def test_only_the_newest_state_is_stuck(store: SqliteStore) -> None:
     store.write(read_protobuf(otlp(encode(running("ended"), observed_at=T0))))
     assert store.stuck(NOW, NOW) == []
     assert store.spans(run_ids("ended").trace_id)
+
+
+def test_a_run_says_when_it_was_last_observed(client: httpx.Client) -> None:
+    """In a header, also of a response without the document. A run that has ended has none."""
+    response = client.get("/api/v1/runs/silent")
+    seen = response.headers["X-Runspan-Observed-At"]
+    assert heartbeat_due(parse_ns(seen) or 0, sort_time_of(response)) == DUE["silent"]
+    again = client.get("/api/v1/runs/silent", headers={"If-None-Match": response.headers["ETag"]})
+    assert (again.status_code, again.headers["X-Runspan-Observed-At"]) == (304, seen)
+    assert "X-Runspan-Observed-At" in client.get("/api/v1/runs/waits").headers
+    assert "X-Runspan-Observed-At" not in client.get("/api/v1/runs/done").headers
+
+
+def sort_time_of(response: httpx.Response) -> int:
+    return parse_ns(response.json()["data"]["startedAt"]) or 0

@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 import msgspec
 
 from runspan.codec.fields import ROLE
-from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery
-from runspan.errors import PARSE_ERRORS, Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
+from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, StatsGroup, StatsPage, StatsQuery
+from runspan.errors import PARSE_ERRORS, BackendRefused, Forbidden, NotFound, PayloadError, QueryError, QueryUnsupported
 from runspan.http.client import ErrorHints, Response
 from runspan.model.document import MAX_RUN_ID_BYTES
 from runspan.model.json_scanner import members, string_value
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import MILLISECOND, SECOND, rfc3339
+from runspan.model.timestamps import MILLISECOND, SECOND, parse_ns, rfc3339
 from runspan.otlp.json import read_spans
 from runspan.platform_api.client import API_PATH, TIMEOUT, ApiClient, parse_api_url, read_run, run_path
 from runspan.platform_api.schema import MalformedResponse, read_data, read_items
@@ -127,6 +127,37 @@ class RunspanApiReader:
         following = self._next_cursor(query.cursor, cursor)
         return Page([item.encode() for item in items], following, tuple(meta.partial), meta.matches)
 
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """See ``TraceReader``. Raises Forbidden for a query of a named tenant: no trace id proves whose they are."""
+        if query.tenant:
+            raise Forbidden(
+                where=self._api.base,
+                expected="statistics of the API key's tenant",
+                got=f"those of {query.tenant}",
+                hint="the API key decides whose runs are counted: omit --tenant",
+            )
+        parameters: dict[str, str | int] = {"limit": query.limit, "timeZone": query.time_zone}
+        optional = {
+            "workflowId": query.workflow_id,
+            "groupBy": ",".join(query.group_by) or None,
+            "from": None if query.since is None else _moment(query.since),
+            "to": None if query.until is None else _moment(query.until),
+        }
+        parameters |= {name: value for name, value in optional.items() if value is not None}
+        try:
+            return self._get(f"{API_PATH}/stats", _read_stats, parameters)
+        except UnicodeEncodeError:
+            return StatsPage([], query.since, query.until)  # no stored text contains a lone surrogate
+        except (NotFound, BackendRefused) as error:
+            if not isinstance(error, NotFound) and "HTTP 404" not in error.got:
+                raise
+            raise QueryUnsupported(
+                where=self._api.base,
+                expected="a server with statistics",
+                got="one without",
+                hint="the platform's own API has none: send the runs to a runspan server",
+            ) from None
+
     def check(self) -> None:
         """See ``TraceReader``."""
         self._get("/readyz", lambda response: None)
@@ -178,6 +209,27 @@ class RunspanApiReader:
         """Return the time as minutes before now, rounded up so that nothing is missed; as days if they are many."""
         minutes = max(1, -(-(self._clock() - edge) // (60 * SECOND)))
         return f"{minutes}m" if minutes < 1_000_000 else f"{-(-minutes // 1440)}d"
+
+
+class _StatsMeta(msgspec.Struct, rename={"from_": "from", "has_more": "hasMore"}):
+    from_: str | None
+    to: str | None
+    has_more: bool
+    partial: tuple[str, ...] = ()
+
+
+class _Stats(msgspec.Struct):
+    data: list[StatsGroup]
+    meta: _StatsMeta
+
+
+def _read_stats(response: Response) -> StatsPage:
+    try:
+        stats = msgspec.json.decode(response.content, type=_Stats)
+    except PARSE_ERRORS as error:
+        raise MalformedResponse(got=str(error)) from None
+    since, until = (None if text is None else parse_ns(text) for text in (stats.meta.from_, stats.meta.to))
+    return StatsPage(stats.data, since, until, stats.meta.has_more, stats.meta.partial)
 
 
 def _trace_id(response: Response) -> str:

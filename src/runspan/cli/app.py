@@ -50,6 +50,11 @@ _COMMANDS: Final = {
     "resolve": ("resolve", "resolve_run", "End a run whose engine died, so that it is stuck no more."),
     "restore": ("backup", "restore", "Put a backup into a data directory."),
     "serve": ("serve", "serve", "Serve the web pages and the REST API, and receive traces."),
+    "stats": (
+        "stats",
+        "stats",
+        "Print how many runs there were, how long they took, what they cost, and how they failed.",
+    ),
     "sync": ("sync", "sync", "Fetch runs from the platform, and send them as traces."),
     "verify": ("verify", "verify", "Check that a backend returns runs exactly as they were sent."),
 }

@@ -26,7 +26,7 @@ from runspan.cli.keys import KEYS_FILE
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, print_hint, progress_display
 from runspan.delivery.report import plural
 from runspan.errors import ConfigError, RunspanError, StoreError
-from runspan.storage.data_directory import SESSIONS_FILE, exclusive_use
+from runspan.storage.data_directory import INDEX_FILE, SESSIONS_FILE, exclusive_use
 from runspan.storage.sqlite_file import integrity_faults, translate_errors
 from runspan.system import sync_file, sync_path
 from runspan.web.api_keys import ApiKeyStore
@@ -72,8 +72,8 @@ def check(ctx: click.Context, data: str, repair: bool, set_aside: bool, quiet: b
     """Verify everything in a data directory, also while a server uses it.
 
     SQLite checks its file and its indexes. Every document is decompressed and compared with its SHA-256, every list
-    item with its checksum and its document, and every other span with its ids. The API keys and sessions are checked
-    too. Damaged rows are named, with what to do. Without --repair and --set-aside nothing is changed.
+    item with its checksum and its document, and every other span with its ids. The API keys, the sessions and the
+    index are checked too. Damaged rows are named, with what to do. Without --repair and --set-aside nothing is changed.
 
     \b
     Examples:
@@ -137,7 +137,11 @@ def _check(store: SqliteStore, directory: Path, *, quiet: bool) -> _Result:
                 result.damages.append(damage)
                 if not quiet:
                     display.note(f"{damage}")
+        result.other_files += [(INDEX_FILE, fault, _INDEX_HINT) for fault in store.index_faults()]
     return result
+
+
+_INDEX_HINT: Final = f"delete {INDEX_FILE} in the directory: it is made again from the store"
 
 
 def _show(display: ProgressDisplay, result: _Result) -> None:

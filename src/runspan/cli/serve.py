@@ -202,7 +202,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     "--no-search",
     is_flag=True,
     help="Keep no index of the runs in --data, and delete the one that is there. It takes processor time and disk "
-    "space, and lists need it for triggerType, errorCode, minDuration, model, stepType, q and sort.",
+    "space. Statistics need it, and lists for triggerType, errorCode, minDuration, model, stepType, q and sort.",
 )
 @options.count("--reads-per-minute", default=1000, help="Limit for each key; 0: none.")
 @options.count("--writes-per-minute", default=200, help="Limit for each key; 0: none.")
@@ -286,6 +286,8 @@ def serve(
                                   model, stepType, q, sort, limit, cursor
     GET  /api/v1/runs/{id}        one run document, exactly as it was sent
     GET  /api/v1/runs/{id}/trace  its trace id, and links to the trace
+    GET  /api/v1/stats            runs, durations, failures and cost by workflow, day, hour, model,
+                                  step or error: workflowId, from, to, groupBy, timeZone, limit
     GET  /api/v1/traces/{id}      a trace as OTLP/JSON
     POST /api/v1/runs             store a document
     POST /v1/traces               OTLP/HTTP receiver: protobuf or JSON, gzip

@@ -23,6 +23,8 @@ OPEN_TIMEOUT: Final = 10.0
 """Seconds to wait while another process opens the directory."""
 
 SESSIONS_FILE: Final = "sessions.sqlite3"
+INDEX_FILE: Final = "index.sqlite3"
+"""It is made from the store, and made again when it is not there."""
 _DATABASES: Final = ("runspan", "index", "keys", "sessions")
 _STAGING: Final = "restore-staging"
 """Incomplete files. After an interrupted restore the folder may be deleted."""

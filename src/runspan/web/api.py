@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from flask import Blueprint, Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
@@ -23,6 +24,7 @@ from runspan.contracts import TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
+from runspan.model.timestamps import rfc3339
 from runspan.otlp.json import json_pieces
 from runspan.web import schemas
 from runspan.web.api_keys import RUNS_READ, RUNS_WRITE
@@ -31,7 +33,7 @@ from runspan.web.errors import ERROR_RESPONSES, JSON, OTLP_PATH, error_response
 from runspan.web.links import trace_links
 from runspan.web.middleware import ERROR_KEY, LIST_PATH, RUN_RULE, utf8_path
 from runspan.web.request import current_context, read_body
-from runspan.web.run_responses import query_parameters, run_response
+from runspan.web.run_responses import PARTIAL, note_header, query_parameters, run_response
 
 RUNS: Final = Tag(name="runs", description="Run documents, exactly as they were sent in.")
 TRACES: Final = Tag(name="traces", description="Runs as OpenTelemetry traces.")
@@ -155,6 +157,33 @@ def get_run_trace(run_id: str) -> Response:
 def list_runs() -> Response:
     """Return summaries of runs, newest first."""
     return _raise_again()
+
+
+@reads.get(
+    "/api/v1/stats",
+    tags=[RUNS],
+    responses={200: schemas.StatsResponse},
+    operation_id="getStats",
+    openapi_extensions={"parameters": parse_query(schemas.StatsParameters)[0]},
+)
+def get_stats() -> Response:
+    """Return statistics of runs: how many, how long they took, what they cost, and how they failed.
+
+    An extension of the platform's API. Backends that cannot count runs exactly answer 400, `QUERY_UNSUPPORTED`.
+    """
+    context = current_context()
+    principal = context.authenticator.authorize(request.environ, RUNS_READ)
+    parameters = query_parameters(schemas.StatsParameters, request.args.items(multi=True))
+    page = context.reader.run_stats(parameters.stats_query(principal.tenant, context.clock()))
+    meta: dict[str, object] = {
+        "from": None if page.since is None else rfc3339(page.since),
+        "to": None if page.until is None else rfc3339(page.until),
+        "hasMore": page.has_more,
+    }
+    if page.partial:
+        meta["partial"] = page.partial
+    body = msgspec.json.encode({"success": True, "data": page.groups, "meta": meta})
+    return Response(body, headers=note_header(PARTIAL, page.partial), content_type=JSON)
 
 
 @reads.get(

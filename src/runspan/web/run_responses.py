@@ -17,6 +17,7 @@ from werkzeug.http import parse_etags
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, DocumentVersion
 from runspan.errors import QueryError
+from runspan.model.timestamps import rfc3339
 from runspan.web.content_coding import Negotiated, negotiate
 from runspan.web.errors import JSON
 from runspan.web.request import AppContext
@@ -29,6 +30,8 @@ INCOMPLETE: Final = "X-Runspan-Incomplete"
 """Header of a run: what is missing of a newer revision than this one."""
 CONFLICT: Final = "X-Runspan-Conflict"
 """Header of a run: the digests of other documents that were sent as the same revision."""
+OBSERVED_AT: Final = "X-Runspan-Observed-At"
+"""Header of a run that has not ended: when it was last observed, as RFC 3339 text."""
 PARTIAL: Final = "X-Runspan-Partial"
 """Header of a list: the lines of ``meta.partial``."""
 REVALIDATE: Final = "private, no-cache"
@@ -121,6 +124,7 @@ def _headers(version: DocumentVersion, negotiated: Negotiated) -> list[tuple[str
         ("Vary", "Accept-Encoding"),
         *note_header(INCOMPLETE, version.incomplete).items(),
         *note_header(CONFLICT, version.conflict[:_MAX_CONFLICTS]).items(),
+        *(() if version.observed_at is None else ((OBSERVED_AT, rfc3339(version.observed_at)),)),
     ]
 
 

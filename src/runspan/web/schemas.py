@@ -5,12 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from runspan.codec.full_text import MAX_TEXT, MIN_TEXT
-from runspan.contracts import CURSOR_PATTERN, DEFAULT_LIMIT, MAX_LIMIT, Cursor, Order, RunQuery
+from runspan.contracts import (
+    CURSOR_PATTERN,
+    DEFAULT_LIMIT,
+    DEFAULT_STATS_LIMIT,
+    MAX_LIMIT,
+    MAX_STATS_LIMIT,
+    STATS_DIMENSIONS,
+    Cursor,
+    Order,
+    RunQuery,
+    StatsDimension,
+    StatsQuery,
+)
 from runspan.errors import QueryError
 from runspan.model.document import MAX_RUN_ID_BYTES, RUN_STATUSES
 from runspan.model.timestamps import MOMENT_FORMS, MOMENT_PATTERN, UNITS, parse_moment
@@ -162,6 +174,57 @@ class RunsQuery(BaseModel):
         return self.model_dump(exclude=_PLATFORM_PARAMETERS, exclude_none=True, by_alias=True)
 
 
+_DIMENSIONS = "|".join(STATS_DIMENSIONS)
+_STATS_HOURS = "Runs count where their start is, in whole hours of UTC: `meta.from` and `meta.to` tell which."
+
+
+class StatsParameters(BaseModel):
+    """The runs that statistics are of, and their groups. Unknown parameters are ignored."""
+
+    model_config = _QUERY
+
+    workflowId: str | None = Field(None, description="Only runs of this workflow.")
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description=f"Only runs that started in the hour of this time or later: {MOMENT_FORMS}. {_STATS_HOURS}",
+        json_schema_extra={"pattern": MOMENT_PATTERN},
+    )
+    to: str | None = Field(
+        None,
+        description="Only runs that started before the end of the hour before this time. Days and hours end with the "
+        "current one without it.",
+        json_schema_extra={"pattern": MOMENT_PATTERN},
+    )
+    groupBy: str | None = Field(
+        None,
+        pattern=f"^({_DIMENSIONS})(,({_DIMENSIONS}))*$",
+        description="The groups, separated by commas: `workflow`, one of `day` and `hour`, and one of `model`, `step` "
+        "and `error`. Without it all runs are one group. Groups without runs are left out.",
+    )
+    timeZone: str = Field(
+        "UTC",
+        pattern="^[A-Za-z0-9_+/-]{1,64}$",
+        description="The zone that days are of, as the IANA database calls it: `Europe/Berlin`. A day of a zone that "
+        "is not whole hours from UTC begins with the hour of its midnight.",
+    )
+    limit: Annotated[int, BeforeValidator(_digits)] = Field(DEFAULT_STATS_LIMIT, ge=1, le=MAX_STATS_LIMIT)
+
+    def stats_query(self, tenant: str, now: int) -> StatsQuery:
+        """Return the query of a backend; see ``RunsQuery.run_query``."""
+        by = tuple(cast("list[StatsDimension]", self.groupBy.split(","))) if self.groupBy else ()
+        until = _read_moment("to", self.to, now)
+        return StatsQuery(
+            tenant=tenant,
+            workflow_id=self.workflowId,
+            since=_read_moment("from", self.from_, now),
+            until=now if until is None and not {"day", "hour"}.isdisjoint(by) else until,
+            group_by=by,
+            time_zone=self.timeZone,
+            limit=self.limit,
+        )
+
+
 def _time_before(now: int, duration: str | None) -> int | None:
     return None if duration is None else max(0, now - _nanoseconds(duration))
 
@@ -209,6 +272,7 @@ class RunResponse(BaseModel):
             "X-Runspan-Incomplete": "What is missing of a newer revision. Absent if this is the newest one.",
             "X-Runspan-Conflict": "SHA-256 digests in hex, separated by `; `, of other documents that were sent as the "
             "same revision, at least their first 32 digits. Absent if there is none.",
+            "X-Runspan-Observed-At": "When the run was last observed, as RFC 3339 text. Absent if it has ended.",
         }
     )
 
@@ -268,6 +332,79 @@ class RunListResponse(BaseModel):
     success: Literal[True]
     data: list[RunSummaryBody]
     meta: Meta
+
+
+class DurationStatsBody(BaseModel):
+    """Durations in milliseconds."""
+
+    count: int = Field(description="How many ended runs, or executions of the step, have a duration.")
+    mean: float
+    p50: float | None = Field(
+        None, description="Within 1 %. Absent for steps, for the days and hours of all workflows, and without any run."
+    )
+    p95: float | None = Field(None, description="As `p50`.")
+
+
+class UsageStatsBody(BaseModel):
+    """What agents used of models."""
+
+    steps: int
+    inputTokens: int
+    outputTokens: int
+    costUsd: float = Field(description="Estimated by the agents.")
+
+
+class FailedRunBody(BaseModel):
+    """The newest run among failures."""
+
+    id: str
+    time: str = Field(description="Its start, else when it was created.")
+    errorMessage: str | None = Field(None, description="The beginning of its error's message.")
+
+
+class StatsGroupBody(BaseModel):
+    """The statistics of a group. It has the members that identify the group and those that its kind has."""
+
+    workflowId: str | None = Field(None, description="By workflow. Null for runs without one.")
+    from_: str | None = Field(None, alias="from", description="By day or hour: its beginning.")
+    to: str | None = Field(None, description="By day or hour: its end, excluded.")
+    model: str | None = Field(None, description="By model. Empty for steps that do not name it.")
+    step: str | None = Field(None, description="By step: its name, or its id without one.")
+    stepType: str | None = Field(None, description="By step.")
+    errorCode: str | None = Field(None, description="By error. Empty for runs that failed without a code.")
+    failedStep: str | None = Field(None, description="By error: the first failed step of the run; empty without one.")
+    runs: int | None = Field(None, description="Of whole runs, and by error.")
+    statuses: dict[str, int] | None = Field(
+        None,
+        description="Of whole runs: how many are in each status; `other` for statuses that are not the platform's.",
+    )
+    executions: int | None = Field(None, description="By step. Skipped and pending ones do not count.")
+    failed: int | None = Field(None, description="By step: executions that failed.")
+    durationMs: DurationStatsBody | None = Field(None, description="Of whole runs, and by step.")
+    usage: UsageStatsBody | None = Field(None, description="Of whole runs, and by model.")
+    newestFailure: FailedRunBody | None = Field(None, description="By workflow alone, and by error.")
+
+
+class StatsMeta(BaseModel):
+    """Which runs the statistics are of, and how complete they are."""
+
+    from_: str | None = Field(
+        alias="from", description="The beginning of the hours that are covered; null: from the first run on."
+    )
+    to: str | None = Field(description="Their end, excluded; null: up to the last run.")
+    hasMore: bool = Field(description="Whether there are more groups than `limit`, each smaller than these.")
+    partial: list[str] | None = Field(default=None, description="What is missing, one line each.")
+
+
+class StatsResponse(BaseModel):
+    model_config = headers_of({"X-Runspan-Partial": "The lines of `meta.partial`. Absent if there is none."})
+
+    success: Literal[True]
+    data: list[StatsGroupBody] = Field(
+        description="Days and hours in their order; in each the groups with the highest number of runs, cost, or total "
+        "duration of a step first."
+    )
+    meta: StatsMeta
 
 
 class StoredRun(BaseModel):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -32,6 +33,17 @@ def page(tab: tuple[Page, Watch]) -> Page:
 def watch(tab: tuple[Page, Watch]) -> Watch:
     """What ``page`` complains of."""
     return tab[1]
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints a figure past the capture."""
+
+    def say(text: str) -> None:
+        with capsys.disabled():
+            click.echo(f"\n{text}")
+
+    return say
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import posixpath
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from runspan.web import pages
-from runspan.web.pages.assets import load_assets, modules
-from web.pages.chromium import Watch
+from runspan.web.pages.assets import load_assets, packed
+from web.pages.chromium import Watch, watched
 
 ROOT = Path(__file__).parents[3]
 PLACE = Path(pages.__file__).parent
@@ -29,7 +30,7 @@ def test_a_second_visit_loads_nothing_again(page: Page, filled: str) -> None:
         "performance.getEntriesByType('resource').filter((e) => e.name.includes('/static/')).map((e) => e.transferSize)"
     )
     first = page.evaluate(sizes)
-    assert len(first) > 8
+    assert len(first) == 4  # theme, styles of all pages and of this one, and one script
     assert all(size > 0 for size in first)
     page.goto(f"{filled}/?status=failed")
     expect(page.locator("table.runs tbody tr").first).to_be_visible()
@@ -37,26 +38,49 @@ def test_a_second_visit_loads_nothing_again(page: Page, filled: str) -> None:
 
 
 def test_files_may_be_kept_for_ever_and_come_packed(filled: str) -> None:
-    """Immutable for a year, under a path that changes with their content; gzip for who takes it."""
-    with httpx.Client(base_url=f"{filled}/static/{load_assets().version}/", trust_env=False) as client:
-        for name in FILES:
-            packed = client.get(name, headers={"Accept-Encoding": "gzip"})
-            plain = client.get(name, headers={"Accept-Encoding": "identity"})
-            assert packed.content == plain.content == (STATIC / name).read_bytes()
-            assert packed.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-            assert packed.headers["Vary"] == "Accept-Encoding"
-            assert "Content-Encoding" not in plain.headers
-            if len(plain.content) > 2000:
-                assert packed.headers["Content-Encoding"] == "gzip"
-
-
-def test_the_runs_panel_is_light(filled: str) -> None:
-    """What the first page loads is under 60 KB on the wire: no framework, no font, no picture."""
+    """Immutable for a year, under a path that changes with their content; zstd or gzip for who takes it."""
     assets = load_assets()
-    page = httpx.get(filled, trust_env=False).text
-    wanted = set(re.findall(rf'/static/{assets.version}/([^"]+)"', page))
-    assert {"base.css", "panel/panel.css", "panel/main.js", "dom.js"} <= wanted
-    assert sum(len(assets.files[name].gzip_body or assets.files[name].body) for name in wanted) < 60_000
+    with httpx.Client(base_url=f"{filled}/static/{assets.version}/", trust_env=False) as client:
+        for name in FILES:
+            body = assets.files[name].body
+            for accepted, coding in (("gzip", "gzip"), ("gzip, br, zstd", "zstd"), ("identity", None)):
+                response = client.get(name, headers={"Accept-Encoding": accepted})
+                assert response.content == body
+                assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+                assert response.headers["Vary"] == "Accept-Encoding"
+                if coding is None or len(body) > 2000:
+                    assert response.headers.get("Content-Encoding") == coding
+
+
+@pytest.mark.parametrize(
+    ("path", "size"), [("", 30_000), ("runs/run_000", 60_000), ("compare", 30_000), ("workflows", 30_000)]
+)
+def test_pages_are_light(filled: str, path: str, size: int) -> None:
+    """What a page loads first, on the wire: no framework, no font, no picture, and one script."""
+    assets = load_assets()
+    page = httpx.get(f"{filled}/{path}", trust_env=False).text
+    wanted = set(re.findall(rf'/static/{assets.version}/([^"]+)"', page)) - {"icon.svg"}
+    assert {"base.css", "theme.js"} < wanted
+    assert len([name for name in wanted if name.endswith(".js")]) == 2
+    assert sum(len(packed(name, "zstd") or assets.files[name].body) for name in wanted) < size
+
+
+def test_a_slow_line_is_enough(browser: Browser, filled: str, report: Callable[[str], None]) -> None:
+    """At 400 kbit/s and 100 ms the list and a run are there in seconds, the data fetched beside the script."""
+    for path, shown in (("", "table.runs tbody tr"), ("runs/run_005", ".node")):
+        with watched(browser) as (context, page, _watch):
+            line = {"offline": False, "latency": 100, "downloadThroughput": 50_000, "uploadThroughput": 50_000}
+            context.new_cdp_session(page).send("Network.emulateNetworkConditions", line)
+            page.goto(f"{filled}/{path}", wait_until="commit")
+            page.wait_for_selector(shown)
+            took = page.evaluate("performance.now()")
+            starts = page.evaluate(
+                "['/api/v1/runs', '/main.js'].map((name) => performance.getEntriesByType('resource')"
+                ".find((one) => one.name.includes(name)).startTime)"
+            )
+            report(f"/{path} at 400 kbit/s: shown after {took:.0f} ms")
+            assert starts[0] - starts[1] < 100
+            assert took < 4000
 
 
 def imports_of(name: str) -> set[str]:
@@ -82,12 +106,30 @@ def test_modules_import_only_what_is_exported(name: str) -> None:
         assert set(re.findall(r"\w+", names)) <= set(exported), path
 
 
-@pytest.mark.parametrize("entry", ["shell.js", "panel/main.js", "compare/main.js", "run/main.js"])
-def test_a_page_asks_ahead_for_all_modules(entry: str) -> None:
-    """A page preloads its module and all that it imports, directly or indirectly: no chain of round trips."""
-    found = set(modules(entry))
-    assert entry in found
-    assert set().union(*map(imports_of, found)) <= found
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "panel/main.js",
+        "compare/main.js",
+        "run/main.js",
+        "run/worker.js",
+        "workflow/main.js",
+        "workflows/main.js",
+        "shell.js",
+    ],
+)
+def test_a_script_includes_what_it_imports(entry: str) -> None:
+    """Directly or indirectly, each once, and the module itself last."""
+    needed: dict[str, None] = {}
+    pending = [entry]
+    while pending:
+        name = pending.pop()
+        needed[name] = None
+        pending += imports_of(name) - set(needed)
+    script = load_assets().files[entry].body.decode()
+    variables = re.findall(r"^const \$(\w+) = \(\(\) => \{$", script, re.MULTILINE)
+    assert sorted(variables) == sorted(re.sub(r"\W", "_", name) for name in needed)
+    assert variables[-1] == re.sub(r"\W", "_", entry)
 
 
 @pytest.mark.parametrize("template", sorted((PLACE / "templates").glob("*.html")), ids=lambda path: path.name)

@@ -18,6 +18,11 @@ PAGES = {
     "/runs/run_000": "#run .node",
     "/runs/run_005": "#run .node",
     "/runs/none": "#run [role=alert]",
+    "/workflows": ".tiles",
+    "/workflows?since=1h&to=2020-01-01": "#stats [role=alert]",
+    "/workflows/wf_triage": ".tiles",
+    "/workflows/wf_ledger?time=any": ".tiles",
+    "/workflows/none": "#stats .state",
     "/compare": ".suggestion",
     "/compare?a=run_000&b=run_005": "table.pairs tbody tr",
     "/nothing": ".state-error",
@@ -55,7 +60,9 @@ def test_axe_finds_nothing_serious_when_all_is_open(page: Page, filled: str) -> 
     assert violations(page) == []
 
 
-@pytest.mark.parametrize("path", ["/", "/compare?a=run_000&b=run_005", "/runs/run_000"])
+@pytest.mark.parametrize(
+    "path", ["/", "/compare?a=run_000&b=run_005", "/runs/run_000", "/workflows", "/workflows/wf_ledger"]
+)
 def test_axe_finds_nothing_serious_on_a_narrow_screen(browser: Browser, filled: str, path: str) -> None:
     """Nor at 360 pixels, where lists become cards."""
     with watched(browser, viewport={"width": 360, "height": 740}, reduced_motion="reduce") as (_, page, _watch):

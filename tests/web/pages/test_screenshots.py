@@ -53,6 +53,16 @@ def test_the_panel(browser: Browser, url: str, scheme: str) -> None:
         shot(page, f"panel-{scheme}")
 
 
+@pytest.mark.parametrize(("name", "path"), [("workflows", ""), ("workflow", "/wf_support_triage")])
+def test_workflows(browser: Browser, url: str, name: str, path: str) -> None:
+    """The pages of all workflows and of one, on a wide screen."""
+    with watched(browser, viewport={"width": 1280, "height": 860}, **BROWSER) as (_, page, _watch):
+        page.clock.set_fixed_time(NOW)
+        page.goto(f"{url}/workflows{path}?from=2026-11-18T11:00:00Z&to=2026-11-25T12:00:00Z")
+        expect(page.locator(".tiles")).to_be_visible()
+        shot(page, name)
+
+
 def test_the_panel_on_a_phone(browser: Browser, url: str) -> None:
     """The runs panel at 360 pixels."""
     size = {"width": 360, "height": 760}

@@ -31,7 +31,17 @@ from runspan.backends.remote.filters import check_order
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
 from runspan.codec.semconv import ERROR_TYPE, RUN_ERRORS
-from runspan.contracts import Capabilities, Cursor, Document, Page, RunQuery, limited_notes
+from runspan.contracts import (
+    Capabilities,
+    Cursor,
+    Document,
+    Page,
+    RunQuery,
+    StatsPage,
+    StatsQuery,
+    limited_notes,
+    stats_unsupported,
+)
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
@@ -189,6 +199,10 @@ class JaegerReader:
             notes.append(note)
         matches = {row.run_id: windows.matches[row.run_id] for row in rows if row.run_id in windows.matches}
         return Page([row.summary for row in rows], cursor, limited_notes(notes), matches)
+
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """See ``TraceReader``. Raises QueryUnsupported."""
+        raise stats_unsupported(self._http.name)
 
     def check(self) -> None:
         """See ``TraceReader``."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from runspan.backends.remote.config import PREFIX, RemoteConfig
 from runspan.codec.decode import VerifiedRun, verify_run
-from runspan.contracts import Document
+from runspan.contracts import Document, live_observed_time
 from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.http.client import ErrorHints, HttpClient, Response
 from runspan.http.retry import parse_retry_after
@@ -156,4 +156,5 @@ def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep) -> Verif
 
 def document_of(verified: VerifiedRun) -> Document:
     """Return the document of a verified run."""
-    return Document(verified.run.text, verified.incomplete, verified.conflict)
+    seen = live_observed_time(verified.revision)
+    return Document(verified.run.text, verified.incomplete, verified.conflict, observed_at=seen)

@@ -23,7 +23,7 @@ from runspan.backends.sqlite.schema import BACKUP_ID, FILE_NAME, SCHEMA, open_wr
 from runspan.backends.sqlite.store import SqliteStore
 from runspan.backends.sqlite.wal import MARK_COMMIT, application_id
 from runspan.errors import ConfigError, StoreError
-from runspan.storage.data_directory import exclusive_use, is_own_file, lock_files, replacement
+from runspan.storage.data_directory import INDEX_FILE, exclusive_use, is_own_file, lock_files, replacement
 from runspan.storage.sqlite_file import READ_ERRORS, integrity_faults, open_read_only, translate_errors
 from runspan.system import drop_cached_pages, sync_path, try_lock
 
@@ -146,7 +146,7 @@ def rebuild_store(directory: Path, keep: Callable[[bytes], None], on_progress: C
         Reserve(path).delete()
         with translate_errors(path):
             for file in directory.iterdir():
-                if is_own_file(file.name) and not file.name.startswith(FILE_NAME):
+                if is_own_file(file.name) and not file.name.startswith((FILE_NAME, INDEX_FILE)):
                     shutil.copy(file, staging)
             with closing(open_read_only(path)) as source, closing(open_writer(staging / FILE_NAME)) as target:
                 compression = Compression()

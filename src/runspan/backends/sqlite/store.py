@@ -19,7 +19,7 @@ from typing import Any, Final
 from runspan import contracts
 from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
-from runspan.backends.sqlite.index import Index
+from runspan.backends.sqlite.index import Index, stats_reader
 from runspan.backends.sqlite.index.facts_index import candidates, damaged_run_ids
 from runspan.backends.sqlite.index.indexer import DamagedIndex
 from runspan.backends.sqlite.index.search import IndexedSearch, damaged_document_note
@@ -40,10 +40,11 @@ from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
 from runspan.codec.facts import summary_members
+from runspan.codec.semconv import read_error
 from runspan.errors import DocumentError, NotFound, PayloadError, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import MAX_NS
+from runspan.model.timestamps import MAX_NS, rfc3339
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
 from runspan.storage.sqlite_file import open_read_only, store_error, translate_errors
 
@@ -55,8 +56,9 @@ _SEARCHES: Final = "ids, names and types of steps, errors and payloads"
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
 
-_DOCUMENT: Final = "SELECT run_id, tenant, document, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
-_VERSION: Final = "SELECT run_id, tenant, incomplete, superseded, digest FROM runs WHERE trace_id = ?"
+_VERSION_COLUMNS: Final = "run_id, tenant, incomplete, superseded, digest, revision"
+_DOCUMENT: Final = f"SELECT document, {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
+_VERSION: Final = f"SELECT {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _COUNTS: Final = """
     SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
@@ -75,6 +77,8 @@ _STUCK: Final = f"""
 _INDEXES_WITHOUT_RUN_ID: Final = ("runs_by_workflow", "runs_by_status", "runs_by_workflow_and_status")
 _Item = tuple[bytes, int, bytes, bytes, bytes | None, bytes | None, bytes]
 """Run id, sort time, summary, its checksum, and the columns ``incomplete``, ``superseded`` and ``digest``."""
+_MAX_MESSAGE: Final = 300
+"""Characters of an error's message in statistics."""
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
 _ENDED: Final = (
@@ -265,16 +269,18 @@ class SqliteStore:
                     if waiting is not None:
                         found = relevant(connection, self._fragment, trace_id, tenant, waiting)
             if row is not None:
-                stored_id, owner, frame, incomplete, superseded, digest = row
-                self._require_run(run_id, tenant, stored_id, owner)
-                conflict = queries.conflicting_digests(superseded, digest)
+                frame, *columns = row
+                version = self._version(run_id, tenant, *columns)
                 text = self._content(connection, frame, "run", f"run {run_id}")
-                return contracts.Document(text, bytes_to_lines(incomplete), conflict, digest.hex())
+                return contracts.Document(
+                    text, version.incomplete, version.conflict, version.digest, observed_at=version.observed_at
+                )
         if waiting is None:
             raise _not_found(f"run {run_id}")
         # It raises TraceIncomplete, or they would not be fragments.
         verified = verify_run([*found.stand_ins, *[span for item in found.fragments for span in item.spans]])
-        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict)
+        seen = contracts.live_observed_time(verified.revision)
+        return contracts.Document(verified.run.text, verified.incomplete, verified.conflict, observed_at=seen)
 
     def version(self, run_id: str, tenant: str = "") -> contracts.DocumentVersion | None:
         """Return the version of the document without reading it, None if it is made of spans that wait, or not there.
@@ -282,12 +288,25 @@ class SqliteStore:
         Raise StoreError when the index leads to another run.
         """
         row = self._fetch_one(_VERSION, (_trace_id(run_id, tenant),))
-        if row is None:
-            return None
-        stored_id, owner, incomplete, superseded, digest = row
+        return None if row is None else self._version(run_id, tenant, *row)
+
+    def _version(
+        self,
+        run_id: str,
+        tenant: str,
+        stored_id: bytes,
+        owner: bytes,
+        incomplete: bytes | None,
+        superseded: bytes | None,
+        digest: bytes,
+        revision: int,
+    ) -> contracts.DocumentVersion:
+        """Return the version in a row of ``_VERSION_COLUMNS``."""
         self._require_run(run_id, tenant, stored_id, owner)
         conflict = queries.conflicting_digests(superseded, digest)
-        return contracts.DocumentVersion(digest.hex(), bytes_to_lines(incomplete), conflict)
+        return contracts.DocumentVersion(
+            digest.hex(), bytes_to_lines(incomplete), conflict, contracts.live_observed_time(revision)
+        )
 
     def _require_run(self, run_id: str, tenant: str, stored_id: bytes, owner: bytes) -> None:
         if (stored_id, owner) != (run_id.encode(), tenant.encode()):
@@ -341,13 +360,8 @@ class SqliteStore:
 
     def _search_index(self, query: contracts.RunQuery) -> contracts.Page:
         """Return the page of a query that needs the index, once that has what the store has now."""
-        left = self._index.catch_up()
         search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
-        if left:
-            search.notes.append(f"{left} runs that the index does not have yet: it is being made, so try again later")
-        with self._index.connection() as connection:
-            for run_id in damaged_run_ids(connection, query.tenant):
-                search.notes.append(damaged_document_note(run_id.decode(errors="replace")))
+        with self._caught_up_index(query.tenant, search.notes) as connection:
             page = _page(search.runs(candidates(connection, query)), query, search.notes)
         if search.matches or search.stopped_at is not None:
             listed = [summary_members(item).id for item in page.items]
@@ -357,6 +371,38 @@ class SqliteStore:
             with suppress(StoreError):  # the next list that finds them tries again
                 self._index.correct(search.changed)
         return page
+
+    def run_stats(self, query: contracts.StatsQuery) -> contracts.StatsPage:
+        """See ``contracts.TraceReader``. Raise QueryUnsupported if the store keeps no index."""
+        try:
+            return self._run_stats(query)
+        except DamagedIndex:  # it was made anew
+            return self._run_stats(query)
+
+    def _run_stats(self, query: contracts.StatsQuery) -> contracts.StatsPage:
+        notes: list[str] = []
+        with self._caught_up_index(query.tenant, notes) as connection, _snapshot(connection):
+            page = stats_reader.read(connection, query, self._failed_run)
+        return replace(page, partial=contracts.limited_notes(notes))
+
+    @contextmanager
+    def _caught_up_index(self, tenant: str, notes: list[str]) -> Iterator[sqlite3.Connection]:
+        """Yield a connection to the index once that has what the store has now; add what it lacks to the notes."""
+        left = self._index.catch_up()
+        if left:
+            notes.append(f"{left} runs that the index does not have yet: it is being made, so try again later")
+        with self._index.connection() as connection:
+            for run_id in damaged_run_ids(connection, tenant):
+                notes.append(damaged_document_note(run_id.decode(errors="replace")))
+            yield connection
+
+    def _failed_run(self, trace_id: bytes) -> contracts.FailedRun | None:
+        row = self._fetch_one("SELECT run_id, time, summary FROM runs WHERE trace_id = ?", (trace_id,))
+        if row is None:
+            return None
+        run_id, time, summary = row
+        message = read_error(summary_members(summary).error, "").message
+        return contracts.FailedRun(run_id.decode(), rfc3339(time), message[:_MAX_MESSAGE])
 
     def _sound(self, rows: Iterable[_Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[_Item]:
         """Yield the rows whose checksum is right. ``partial`` gets a note of each other."""
@@ -483,6 +529,10 @@ class SqliteStore:
         """
         with translate_errors(self.path), closing(open_read_only(self.path)) as connection:
             yield from integrity.find_damage(connection, self._compression, on_progress)
+
+    def index_faults(self) -> list[str]:
+        """Return some of what is damaged in the index, which can be deleted, since it is made from the store."""
+        return self._index.faults()
 
     def repair(self, damage: Damage) -> bool:
         """Make an index, sums, a list item or a hint from what is sound; return whether that was possible."""

@@ -28,7 +28,7 @@ from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.remote.filters import check_order
 from runspan.backends.tempo.search import CandidateVerifier, RunSearch, WindowHint
 from runspan.backends.tempo.search_api import CHECK_SECONDS, SEARCHES, WindowSearcher, check_ready
-from runspan.contracts import Capabilities, Document, Page, RunQuery
+from runspan.contracts import Capabilities, Document, Page, RunQuery, StatsPage, StatsQuery, stats_unsupported
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
 from runspan.http.client import Response
 from runspan.model.span import Span
@@ -119,6 +119,10 @@ class TempoReader:
             return RunSearch(query, self._searcher, verifier, self._hints, now, check_deadline).page()
         except UnicodeEncodeError:
             return Page([])  # no stored text contains a lone surrogate
+
+    def run_stats(self, query: StatsQuery) -> StatsPage:
+        """See ``TraceReader``. Raises QueryUnsupported."""
+        raise stats_unsupported(self._http.name)
 
     def check(self) -> None:
         """See ``TraceReader``."""

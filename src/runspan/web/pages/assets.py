@@ -1,4 +1,8 @@
-"""The static files of the pages: read once, and versioned by a digest, so that browsers can cache them forever."""
+"""The static files of the pages: read once, packed, and versioned by a digest, so that browsers can cache them forever.
+
+A page loads one script: its entry module with all that it imports. Many small files would take a slow line several
+times as long, since each costs a round trip and is compressed without regard to the others.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import zstandard
+
 CONTENT_TYPES: Final = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -18,8 +24,14 @@ CONTENT_TYPES: Final = {
 }
 """The content type by file extension. Files with other extensions are not served."""
 
-_IMPORT = re.compile(r"""^(?:import|export)\b[^;"']*?["'](\.[^"']+)["']""", re.MULTILINE)
-_MIN_GZIP_BYTES = 512
+_ENTRIES = re.compile(r"(?:.+/)?(?:main|worker|shell)\.js")
+"""The modules that pages and workers start with."""
+_IMPORT = re.compile(r"""^import \{([^}]*)\} from "(\.[^"]+)";\n""", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const) (\w+))", re.MULTILINE)
+_OTHER_STATEMENT = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
+_COMMENT = re.compile(r"^ *(?://.*|/\*\*(?s:.*?)\*/)\n", re.MULTILINE)
+_MIN_PACKED_BYTES = 512
+_ZSTD_LEVEL = 19
 _FOLDER = Path(__file__).parent / "static"
 
 
@@ -28,8 +40,6 @@ class Asset:
     """A static file."""
 
     body: bytes
-    gzip_body: bytes
-    """The body compressed with gzip; empty if that is not shorter."""
     content_type: str
 
 
@@ -38,41 +48,69 @@ class Assets:
     """All static files."""
 
     version: str
-    """Digest of all names and bodies.
-
-    It covers all files together, because modules import each other by relative paths: a page loads files of one version
-    only, even if another one is deployed meanwhile.
-    """
+    """Digest of all names and bodies: a page loads files of one version only, even if another is deployed meanwhile."""
     files: dict[str, Asset]
-    """The files by their path below ``static/``."""
+    """The files by their path below ``static/``. The modules that pages start with include what they import."""
 
 
 @cache
 def load_assets() -> Assets:
     """Return the files of this package."""
-    found: dict[str, Asset] = {}
+    sources = {
+        path.relative_to(_FOLDER).as_posix(): path.read_bytes()
+        for path in sorted(_FOLDER.rglob("*.*"))
+        if path.suffix in CONTENT_TYPES
+    }
+    files: dict[str, Asset] = {}
     digest = sha256()
-    for name, path in sorted((path.relative_to(_FOLDER).as_posix(), path) for path in _FOLDER.rglob("*.*")):
-        content_type = CONTENT_TYPES.get(path.suffix)
-        if content_type is not None:
-            body = path.read_bytes()
-            gzip_body = gzip.compress(body, mtime=0) if len(body) >= _MIN_GZIP_BYTES else b""
-            found[name] = Asset(body, gzip_body if len(gzip_body) < len(body) else b"", content_type)
-            digest.update(f"{name}\n{len(body)}\n".encode() + body)
-    return Assets(digest.hexdigest()[:16], found)
+    for name, source in sources.items():
+        body = _bundle(name, sources) if _ENTRIES.fullmatch(name) else source
+        files[name] = Asset(body, CONTENT_TYPES[posixpath.splitext(name)[1]])
+        digest.update(f"{name}\n{len(body)}\n".encode() + body)
+    return Assets(digest.hexdigest()[:16], files)
 
 
 @cache
-def modules(entry: str) -> list[str]:
-    """Return a module and all that it imports, directly or indirectly, so that a page can preload them."""
-    assets = load_assets().files
-    found: set[str] = set()
-    pending = [entry]
-    while pending:
-        name = pending.pop()
-        if name not in found and name in assets:
-            found.add(name)
-            folder = posixpath.dirname(name)
-            paths = _IMPORT.findall(assets[name].body.decode())
-            pending += [posixpath.normpath(posixpath.join(folder, path)) for path in paths]
-    return sorted(found)
+def packed(name: str, coding: str) -> bytes:
+    """Return a file in a content coding, ``gzip`` or ``zstd``; empty if that is not shorter."""
+    body = load_assets().files[name].body
+    if len(body) < _MIN_PACKED_BYTES:
+        return b""
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
+    encoded = compressor.compress(body) if coding == "zstd" else gzip.compress(body, mtime=0)
+    return encoded if len(encoded) < len(body) else b""
+
+
+def _bundle(entry: str, sources: dict[str, bytes]) -> bytes:
+    """Return a module as one script with all that it imports, each in a function that returns what it exports.
+
+    Comments that have lines of their own are left out. Raises ValueError for an import or export in another form than
+    the modules of the pages use, and for a circle of imports.
+    """
+    parts: dict[str, str] = {}
+    pending: list[str] = []
+
+    def add(name: str) -> str:
+        """Append a module behind those that it imports, and return the name of its exports."""
+        variable = "$" + re.sub(r"\W", "_", name)
+        if name in parts:
+            return variable
+        if name in pending:
+            raise ValueError(f"a circle of imports: {' imports '.join([*pending, name])}")
+        pending.append(name)
+
+        def imported(match: re.Match[str]) -> str:
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(name), match[2]))
+            return f"const {{{match[1].replace(' as ', ': ')}}} = {add(path)};\n"
+
+        text = _IMPORT.sub(imported, _COMMENT.sub("", sources[name].decode()))
+        exports = _EXPORT.findall(text)
+        text = _EXPORT.sub("", text)
+        if other := _OTHER_STATEMENT.search(text):
+            raise ValueError(f"{name}: {other[0]}: use import {{ a }} from, and export of a declaration")
+        parts[name] = f"const {variable} = (() => {{\n{text}return {{ {', '.join(exports)} }};\n}})();\n"
+        pending.pop()
+        return variable
+
+    add(entry)
+    return "".join(parts.values()).encode()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final, cast
+from urllib.parse import quote
 
 from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
@@ -12,11 +14,12 @@ from werkzeug.exceptions import NotFound
 from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ, ApiKey, ApiKeyStore
 from runspan.web.auth import is_same_origin
+from runspan.web.content_coding import negotiate
 from runspan.web.errors import JSON, error_response, retry_after_header, without_place
 from runspan.web.limits import enter
 from runspan.web.links import local_target
-from runspan.web.middleware import utf8_path
-from runspan.web.pages.assets import load_assets, modules
+from runspan.web.middleware import LIST_PATH, utf8_path
+from runspan.web.pages.assets import load_assets, packed
 from runspan.web.request import AppContext, current_context
 from runspan.web.sessions import SessionCookie
 
@@ -60,6 +63,8 @@ _TITLES: Final = {
     429: "Too many requests",
     503: "The backend does not answer",
 }
+_UNESCAPED: Final = "!~*'()"
+"""What ``encodeURIComponent`` leaves beside what ``quote`` does."""
 _MAX_KEY_LENGTH: Final = 200
 _MAX_FORM_BYTES: Final = 20_000
 
@@ -103,18 +108,29 @@ def render_error(error: RunspanError) -> Response:
 
 @pages.get("/")
 def runs() -> Response:
-    return _render("runs.html", entry="panel/main.js")
+    return _render("runs.html", entry="panel/main.js", preload=() if request.query_string else (LIST_PATH,))
 
 
 @pages.get("/runs/<run_id:run_id>")
 def run(run_id: str) -> Response:
     utf8_path(request.environ)
-    return _render("run.html", entry="run/main.js", run_id=run_id)
+    return _render("run.html", entry="run/main.js", preload=_run_paths(run_id), run_id=run_id)
+
+
+@pages.get("/workflows")
+def workflows() -> Response:
+    return _render("workflows.html", entry="workflows/main.js")
+
+
+@pages.get("/workflows/<run_id:workflow_id>")
+def workflow(workflow_id: str) -> Response:
+    utf8_path(request.environ)
+    return _render("workflow.html", entry="workflow/main.js", workflow_id=workflow_id)
 
 
 @pages.get("/compare")
 def compare() -> Response:
-    return _render("compare.html", entry="compare/main.js")
+    return _render("compare.html", entry="compare/main.js", preload=_run_paths(*map(request.args.get, "ab")))
 
 
 @pages.get("/runbooks")
@@ -129,9 +145,11 @@ def static(version: str, name: str) -> Response:
     if asset is None or version != assets.version:
         raise NotFound("no such file of this version; load the page again")
     response = Response(asset.body, headers=ASSET_HEADERS, content_type=asset.content_type)
-    if asset.gzip_body and request.accept_encodings["gzip"] > 0:
-        response.data = asset.gzip_body
-        response.headers["Content-Encoding"] = "gzip"
+    coding = negotiate(request.headers.get("Accept-Encoding")).coding
+    body = packed(name, coding.name) if coding is not None else b""
+    if coding is not None and body:
+        response.data = body
+        response.headers["Content-Encoding"] = coding.name
     return response
 
 
@@ -212,8 +230,21 @@ def _login_form(status: int = 200, problem: str = "") -> Response:
     return _render("login.html", status, next=target, problem=problem)
 
 
-def _render(template: str, status: int = 200, entry: str = "shell.js", **values: Any) -> Response:
-    """Return a page. ``entry`` is the script module that it starts with; the browser preloads what it imports."""
+def _run_paths(*run_ids: str | None) -> list[str]:
+    """Return the API paths of runs as the script ``api.js`` writes them; none of an id that no URL can hold."""
+    return [
+        f"{LIST_PATH}/{quote(run_id, safe=_UNESCAPED)}" for run_id in run_ids if run_id and run_id not in (".", "..")
+    ]
+
+
+def _render(
+    template: str, status: int = 200, entry: str = "shell.js", preload: Iterable[str] = (), **values: Any
+) -> Response:
+    """Return a page.
+
+    ``entry``: the script that it starts with. ``preload``: paths of the API that the script fetches first; the browser
+    does so while it loads the script.
+    """
     context = current_context()
     assets = load_assets()
     root = context.public_url.root_path
@@ -221,7 +252,8 @@ def _render(template: str, status: int = 200, entry: str = "shell.js", **values:
         template,
         root=root,
         static=f"{root}/static/{assets.version}",
-        modules=modules(entry),
+        entry=entry,
+        preload=preload,
         backend=context.config.backend,
         login=_session_key(),
         writes=context.writer is not None,

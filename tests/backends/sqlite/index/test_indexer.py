@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -19,10 +19,11 @@ from backends.sqlite.index.test_filters import HOUR, T0, expected, listed, make_
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.backup import restore_backup, write_backup
-from runspan.backends.sqlite.index import FILE_NAME, feed, indexer
+from runspan.backends.sqlite.index import feed, indexer
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.timestamps import SECOND, rfc3339
+from runspan.storage.data_directory import INDEX_FILE
 
 DAY = 24 * HOUR
 QUERIES = (
@@ -110,11 +111,11 @@ def test_a_deleted_file(tmp_path: Path, runs: list[Run], is_open: bool) -> None:
             put(store, *runs[start : start + 20])
             assert_current(store, runs[: start + 20])
             if is_open:
-                for file in tmp_path.glob(f"{FILE_NAME}*"):
+                for file in tmp_path.glob(f"{INDEX_FILE}*"):
                     file.unlink()
                 assert_current(store, runs[: start + 20])
         if not is_open:
-            (tmp_path / FILE_NAME).unlink()
+            (tmp_path / INDEX_FILE).unlink()
     with SqliteStore(tmp_path, index=True) as store:
         assert_current(store, runs)
 
@@ -125,7 +126,7 @@ def test_a_file_of_another_store(tmp_path: Path, runs: list[Run]) -> None:
         with SqliteStore(tmp_path / folder, index=True) as store:
             put(store, *some)
             assert_current(store, some)
-    (tmp_path / "a" / FILE_NAME).rename(tmp_path / "b" / FILE_NAME)
+    (tmp_path / "a" / INDEX_FILE).rename(tmp_path / "b" / INDEX_FILE)
     with SqliteStore(tmp_path / "b", index=True) as store:
         assert_current(store, runs[30:])
 
@@ -135,7 +136,7 @@ def test_a_file_that_is_none(tmp_path: Path, runs: list[Run], content: bytes) ->
     """It is replaced."""
     with SqliteStore(tmp_path) as store:
         put(store, *runs)
-    (tmp_path / FILE_NAME).write_bytes(content)
+    (tmp_path / INDEX_FILE).write_bytes(content)
     with SqliteStore(tmp_path, index=True) as store:
         assert_current(store, runs)
 
@@ -147,7 +148,7 @@ def test_flipped_bits(tmp_path: Path, runs: list[Run], seed: int) -> None:
     with SqliteStore(tmp_path, index=True) as store:
         put(store, *runs)
         assert_current(store, runs)
-    file = tmp_path / FILE_NAME
+    file = tmp_path / INDEX_FILE
     content = bytearray(file.read_bytes())
     for _ in range(chance.choice([1, 10, 300])):
         content[chance.randrange(100, len(content))] ^= 1 << chance.randrange(8)
@@ -160,9 +161,57 @@ def test_flipped_bits(tmp_path: Path, runs: list[Run], seed: int) -> None:
             in_order = expected(runs, query)
             assert found == [run_id for run_id in in_order if run_id in found]
             assert page.partial or len(found) <= len(wanted)
-    file.unlink()
+    with suppress(FileNotFoundError):
+        file.unlink()
     with SqliteStore(tmp_path, index=True) as store:
         assert_current(store, runs)
+
+
+CHANGES = (
+    "UPDATE indexed_runs SET duration = duration + 1 WHERE run_id = x'72756e2d303037'",
+    "UPDATE indexed_runs SET cost = cost + 1 WHERE run_id = x'72756e2d303037'",
+    "UPDATE indexed_runs SET time = time + 1 WHERE run_id = x'72756e2d303037'",
+    "UPDATE indexed_runs SET status = status + 1 WHERE run_id = x'72756e2d303037'",
+    "UPDATE indexed_runs SET trace_id = zeroblob(16) WHERE run_id = x'72756e2d303037'",
+    "UPDATE names SET name = x'00' WHERE name = CAST('completed' AS BLOB)",
+    "UPDATE run_values SET kind = 5 - kind WHERE kind = 0",
+    "UPDATE run_values SET run = run + 1000000000 WHERE kind = 1",
+    "INSERT INTO run_values VALUES (1, 9, 1, 1)",
+    "DELETE FROM run_values WHERE kind = 3",
+    "DELETE FROM indexed_runs WHERE run_id = x'72756e2d303037'",
+    "UPDATE counted_facts SET facts = x'00'",
+    "INSERT INTO damaged_runs VALUES (zeroblob(16), 1, x'00')",
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_lists_may_miss_is_found_by_a_check(tmp_path: Path, runs: list[Run], change: str) -> None:
+    """Each column of each row is compared with the facts of its run, and the runs with those of the store."""
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs)
+        assert_current(store, runs)
+        assert store.index_faults() == []
+        with closing(sqlite3.connect(tmp_path / INDEX_FILE)) as connection:
+            assert connection.execute(change).rowcount > 0
+            connection.commit()
+        assert store.index_faults() != []
+
+
+def test_tenants_with_long_names(tmp_path: Path, runs: list[Run]) -> None:
+    """They are apart, also if they begin alike."""
+    tenants = {("é" * 200)[:length]: runs[start::3] for start, length in enumerate((150, 180, 200))}
+    with SqliteStore(tmp_path, index=True) as store:
+        for round_ in range(2):
+            for tenant, some in tenants.items():
+                for run in some:
+                    store.put(run, tenant=tenant, observed_at=T0 + HOUR + round_)
+            for tenant, some in tenants.items():
+                query = RunQuery(tenant=tenant, order="duration")
+                assert listed(store, query) == expected(some, query)
+            tenants = {
+                tenant: [Run.from_dict(run.to_dict() | {"durationMs": 7}) for run in some[:3]] + some[3:]
+                for tenant, some in tenants.items()
+            }
 
 
 def test_a_wrong_row_corrects_itself(tmp_path: Path, runs: list[Run]) -> None:
@@ -170,7 +219,7 @@ def test_a_wrong_row_corrects_itself(tmp_path: Path, runs: list[Run]) -> None:
     with SqliteStore(tmp_path, index=True) as store:
         put(store, *runs)
         assert_current(store, runs)
-        with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        with closing(sqlite3.connect(tmp_path / INDEX_FILE)) as connection:
             connection.execute("UPDATE indexed_runs SET duration = duration + 1 WHERE run_id = ?", (b"run-007",))
             connection.commit()
         page = store.search(RunQuery(order="duration", limit=200))
@@ -199,7 +248,7 @@ def test_none_is_kept(tmp_path: Path, runs: list[Run]) -> None:
         assert_current(store, runs[:30])
     with SqliteStore(tmp_path, index=False) as store:
         put(store, *runs[30:])
-        assert not list(tmp_path.glob(f"{FILE_NAME}*"))
+        assert not list(tmp_path.glob(f"{INDEX_FILE}*"))
         with closing(sqlite3.connect(store.path)) as connection:
             assert not feed.is_on(connection)
             assert connection.execute("SELECT name FROM sqlite_schema WHERE name LIKE '%changed%'").fetchall() == []
@@ -249,7 +298,7 @@ def test_a_backup_has_no_index(tmp_path: Path, runs: list[Run]) -> None:
         put(store, *runs[30:])
         assert_current(store, runs)
     restore_backup(tmp_path / "backup", tmp_path / "data", overwrite=True, on_progress=lambda *_: None)
-    assert not (tmp_path / "data" / FILE_NAME).exists()
+    assert not (tmp_path / "data" / INDEX_FILE).exists()
     with SqliteStore(tmp_path / "data", index=True) as store:
         assert_current(store, runs[:30])
 
@@ -315,11 +364,11 @@ def killed(tmp_path: Path) -> Path:
 
 def test_killed_processes(killed: Path) -> None:
     """The index goes on where it was: it has all runs of the store as they are, and no others."""
-    inode = os.stat(killed / FILE_NAME).st_ino
+    inode = os.stat(killed / INDEX_FILE).st_ino
     with SqliteStore(killed, index=True) as store:
         assert store._index.catch_up(60) == 0
         items = store.search(RunQuery(limit=200)).items
         assert items
         runs = [Run.from_json(store.document(json.loads(item)["id"]).text) for item in items]
         assert_current(store, runs)
-        assert os.stat(killed / FILE_NAME).st_ino == inode, "it was made anew"
+        assert os.stat(killed / INDEX_FILE).st_ino == inode, "it was made anew"

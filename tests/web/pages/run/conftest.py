@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-import click
 import pytest
 from playwright.sync_api import Browser, Page
 
@@ -63,17 +62,6 @@ def opened(page: Page, runs: str) -> Opening:
         return drawn(page)
 
     return open_run
-
-
-@pytest.fixture
-def report(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints a figure past the capture."""
-
-    def say(text: str) -> None:
-        with capsys.disabled():
-            click.echo(f"\n{text}")
-
-    return say
 
 
 @pytest.fixture(scope="module")

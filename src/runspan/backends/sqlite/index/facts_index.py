@@ -49,7 +49,7 @@ _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
 """Runs in these statuses are few, and change often: a search for a text reads their documents."""
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(RunFacts).decode
+_decode = msgspec.msgpack.Decoder(RunFacts).decode
 
 
 class StoredRun(NamedTuple):
@@ -83,10 +83,11 @@ class FactsWriter:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
-        self._decompressor = zstandard.ZstdDecompressor()
         self._names: dict[bytes, int] = {}
         self._next_ids: dict[int, int] = {}
         """Milliseconds that many runs share → where to look for a free id."""
+        self._counted: list[tuple[str, RunFacts, int]] = []
+        """What statistics have not counted yet, see ``stats.apply``."""
 
     def put(self, stored: StoredRun, run: Run | None) -> None:
         """Write what a run has now in place of what it had; None for a document that cannot be read."""
@@ -111,11 +112,11 @@ class FactsWriter:
             return
         row_id, tenant, name, in_text, packed = row
         try:
-            facts, owner = _unpack(self._decompressor.decompress(packed)), name.decode()
-        except (zstandard.ZstdError, msgspec.MsgspecError, AttributeError, TypeError, UnicodeDecodeError) as error:
-            raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
-        stats.apply(self._connection, owner, facts, -1)
-        for kind, value in _values(facts):
+            facts, owner = unpack(packed), name.decode()
+        except (AttributeError, UnicodeDecodeError) as error:
+            raise sqlite3.DatabaseError(f"the tenant of a run cannot be read: {error}") from None
+        self._counted.append((owner, facts, -1))
+        for kind, value in values_of(facts):
             execute(
                 "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
                 (tenant, kind, self._name(value), row_id),
@@ -131,8 +132,14 @@ class FactsWriter:
         if oldest is not None:
             text.drop_before(self._connection, oldest)
 
+    def count(self) -> None:
+        """Let statistics count what the transaction has written, all at once. Called before it is committed."""
+        stats.apply(self._connection, self._counted)
+        self._counted.clear()
+
     def forget(self) -> None:
         """Forget what is known of the transaction that was rolled back."""
+        self._counted.clear()
         self._names.clear()
         self._next_ids.clear()
 
@@ -140,12 +147,8 @@ class FactsWriter:
         facts = run_facts(run, stored.time)
         tenant = self._name(stored.tenant)
         row_id = self._free_id(stored.time // MILLISECOND)
-        names = [
-            None if value is None else self._name(_utf8(value))
-            for value in (facts.workflow_id, facts.status, facts.trigger, facts.error_code)
-        ]
-        duration = NONE if facts.duration is None else facts.duration
-        cost = facts.cost if facts.models else NONE
+        duration, cost, *values = columns_of(facts)
+        names = [None if value is None else self._name(value) for value in values]
         ended = stored.ended if stored.status in _ENDED else None
         in_text = stored.status not in _UNFINISHED
         row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
@@ -153,9 +156,9 @@ class FactsWriter:
         self._connection.execute(
             "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
         )
-        values = [(tenant, kind, self._name(value), row_id) for kind, value in _values(facts)]
-        self._connection.executemany("INSERT OR IGNORE INTO run_values VALUES (?, ?, ?, ?)", values)
-        stats.apply(self._connection, stored.tenant.decode(), facts, 1)
+        rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
+        self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
+        self._counted.append((stored.tenant.decode(), facts, 1))
         if in_text:
             text.add(self._connection, row_id, run)
 
@@ -172,9 +175,8 @@ class FactsWriter:
             self._connection.execute(displacement, (row_id - milliseconds,))
         return row_id
 
-    def _name(self, value: bytes) -> int:
+    def _name(self, name: bytes) -> int:
         """Return the id of a name, which is made if there is none."""
-        name = value[:_NAME_BYTES]
         found = self._names.get(name)
         if found is None:
             self._connection.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (name,))
@@ -185,14 +187,28 @@ class FactsWriter:
         return found
 
 
-def _values(facts: RunFacts) -> Iterator[tuple[int, bytes]]:
-    """Yield kind and value of what a run is found by."""
+def unpack(packed: bytes) -> RunFacts:
+    """Return what statistics have counted of a run, see ``counted_facts``."""
+    try:
+        return _decode(zstandard.decompress(packed))
+    except (zstandard.ZstdError, msgspec.MsgspecError, MemoryError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
+
+
+def columns_of(facts: RunFacts) -> tuple[int, int, bytes | None, bytes | None, bytes | None, bytes | None]:
+    """Return duration, cost, and the names of workflow, status, trigger and error."""
+    names = (facts.workflow_id, facts.status, facts.trigger, facts.error_code)
+    workflow_id, status, trigger, code = [None if value is None else _as_name(value) for value in names]
+    duration = NONE if facts.duration is None else facts.duration
+    return duration, facts.cost if facts.models else NONE, workflow_id, status, trigger, code
+
+
+def values_of(facts: RunFacts) -> set[tuple[int, bytes]]:
+    """Return kind and name of what a run is found by."""
     single = {TRIGGER: facts.trigger, ERROR_CODE: facts.error_code, WORKFLOW: facts.workflow_id, STATUS: facts.status}
-    for kind, value in single.items():
-        if value is not None:
-            yield kind, _utf8(value)
-    yield from ((MODEL, _utf8(model)) for model in models(facts))
-    yield from ((STEP_TYPE, _utf8(step_type)) for step_type in step_types(facts))
+    found = {(kind, _as_name(value)) for kind, value in single.items() if value is not None}
+    found |= {(MODEL, _as_name(model)) for model in models(facts)}
+    return found | {(STEP_TYPE, _as_name(step_type)) for step_type in step_types(facts)}
 
 
 def models(facts: RunFacts) -> set[str]:
@@ -211,7 +227,7 @@ def step_types(facts: RunFacts) -> set[str]:
 def damaged_run_ids(connection: sqlite3.Connection, tenant: str) -> list[bytes]:
     """Return the ids of the runs of a tenant whose document cannot be read."""
     sql = "SELECT run_id FROM damaged_runs WHERE tenant = ?"
-    return [run_id for (run_id,) in connection.execute(sql, (_find_name(connection, tenant),))]
+    return [run_id for (run_id,) in connection.execute(sql, (find_tenant(connection, tenant),))]
 
 
 def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Candidate]:
@@ -220,7 +236,7 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     Every run of the list is among them, unless it has changed since the index read it. Names are compared by a prefix
     only, and when a heartbeat was due is not compared at all.
     """
-    tenant = _find_name(connection, query.tenant)
+    tenant = find_tenant(connection, query.tenant)
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
@@ -297,7 +313,7 @@ def _chosen(connection: sqlite3.Connection, query: RunQuery) -> dict[int, list[i
     }
     named = {kind: [value for value in values if value is not None] for kind, values in wanted.items()}
     return {
-        kind: [found for value in values if (found := _find_name(connection, value)) is not None]
+        kind: [found for value in values if (found := find_name(connection, value)) is not None]
         for kind, values in named.items()
         if values
     }
@@ -387,10 +403,23 @@ def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:
     return int(connection.execute(sql, values).fetchone()[0])
 
 
-def _find_name(connection: sqlite3.Connection, name: str) -> int | None:
+def find_name(connection: sqlite3.Connection, name: str) -> int | None:
     """Return the id of a name, None if no run has or had it."""
-    row = connection.execute("SELECT id FROM names WHERE name = ?", (_utf8(name)[:_NAME_BYTES],)).fetchone()
+    return _id_of_name(connection, _as_name(name))
+
+
+def find_tenant(connection: sqlite3.Connection, tenant: str) -> int | None:
+    """Return the id of a tenant's name, which is never cut; None if no run is or was the tenant's."""
+    return _id_of_name(connection, _utf8(tenant))
+
+
+def _id_of_name(connection: sqlite3.Connection, name: bytes) -> int | None:
+    row = connection.execute("SELECT id FROM names WHERE name = ?", (name,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _as_name(value: str) -> bytes:
+    return _utf8(value)[:_NAME_BYTES]
 
 
 def _utf8(value: str) -> bytes:

@@ -56,6 +56,17 @@ export function runPage(id) {
 }
 
 /**
+ * Return the URL of a workflow's page, or null as runPage() does.
+ *
+ * @param {string} id - Workflow id.
+ * @param {object} [parameters] - Query parameters, as for url().
+ */
+export function workflowPage(id, parameters) {
+  const segment = pathSegment(id);
+  return segment === null ? null : url(`/workflows/${segment}`, parameters);
+}
+
+/**
  * Return the API path of a run for getJson and getText, or null if no URL can hold the id.
  *
  * @param {string} id - Run id.

@@ -157,6 +157,7 @@ if (lookup) {
 }
 shortcut("?", "Show these shortcuts", showHelp);
 shortcut("g", "Go to all runs", () => location.assign(url("/")));
+shortcut("w", "Go to all workflows", () => location.assign(url("/workflows")));
 shortcut("t", "Switch theme: light, dark or system", switchTheme);
 document.getElementById("help-button")?.addEventListener("click", showHelp);
 document.getElementById("theme-button")?.addEventListener("click", switchTheme);

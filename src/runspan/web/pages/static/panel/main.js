@@ -1,6 +1,6 @@
 // Entry point of the runs panel: loads the list that the URL describes, shows it and keeps it up to date.
 
-import { getJson, redirectToLogin, url } from "../api.js";
+import { getJson, redirectToLogin, url, workflowPage } from "../api.js";
 import { announce, replace } from "../dom.js";
 import { number, status } from "../format.js";
 import { Poller } from "../poll.js";
@@ -63,6 +63,7 @@ async function load({ isRefresh = false } = {}) {
   poller.begin();
   form.show(parameters);
   byId("clear").hidden = !hasFilters(parameters);
+  showWorkflowPage(parameters);
   if (!isRefresh || !shown) {
     showLive("loading", "Loading…");
     list.showLoading();
@@ -76,6 +77,13 @@ async function load({ isRefresh = false } = {}) {
     if (error.status === 401) return redirectToLogin();
     showError(parameters, error, isRefresh);
   }
+}
+
+/** Show the link to the page of the only workflow in the list, for the same time. */
+function showWorkflowPage({ workflowId, since, from, to }) {
+  const page = workflowId ? workflowPage(workflowId, { since, from, to }) : null;
+  byId("workflow-page").hidden = !page;
+  if (page) byId("workflow-page").href = page;
 }
 
 function show(parameters, { data, meta }, isRefresh) {

@@ -1,6 +1,6 @@
 // The header of the run page: identity and status of the run, its statistics, its first failure, and links.
 
-import { runApiPath, runPage, url } from "../api.js";
+import { runApiPath, runPage, url, workflowPage } from "../api.js";
 import { copyOnClick } from "../clipboard.js";
 import { h, replace } from "../dom.js";
 import { cost, duration, number, status, statusBadge, statusIcon, time, timeElement, tokens } from "../format.js";
@@ -56,7 +56,7 @@ export class Summary {
     Object.assign(this, { loaded, run, stats });
     replace(
       this.title,
-      h("h1", { class: "wrap clamped" }, isolated(run.workflowId || run.id)),
+      h("h1", { class: "wrap clamped" }, workflowTitle(run)),
       statusBadge(run.status),
       !hasEnded(run.status) && liveBadge(),
     );
@@ -284,6 +284,13 @@ export function slowStepButton(step, ms, { share, onclick, hasIcon = false }) {
 
 function button(content, onclick, attributes = {}) {
   return h("button", { class: "button small", type: "button", onclick, ...attributes }, content);
+}
+
+/** The name of the workflow, which leads to its page, or else the id of the run. */
+function workflowTitle(run) {
+  const page = run.workflowId ? workflowPage(run.workflowId) : null;
+  if (!page) return isolated(run.workflowId || run.id);
+  return h("a", { class: "title-link", href: page, title: "Statistics of this workflow" }, isolated(run.workflowId));
 }
 
 function liveBadge() {

@@ -1,0 +1,268 @@
+// Entry point of the overview of workflows: runs, success, durations, spend and the last failure of each.
+
+import { runPage, url, workflowPage } from "../api.js";
+import { announce, h, replace } from "../dom.js";
+import { cost, duration, number, relativeTime, tokens } from "../format.js";
+import { isolated, visible } from "../invisible-characters.js";
+import { partialNotice } from "../panel/empty-states.js";
+import { shortcut } from "../shell.js";
+import { allBins, binLabel, chooseBins } from "../stats/bins.js";
+import { barChart, trend } from "../stats/charts.js";
+import { FAILED_STATUSES, counted, failures, loadStats, percent, successRate, total } from "../stats/client.js";
+import { sortableTable } from "../stats/sortable-table.js";
+import { coverage, coveredTimes, emptyState, errorState, loadingState } from "../stats/states.js";
+import { TimeFilter, currentTimes, urlParameters } from "../stats/time-filter.js";
+import { USAGE_COLUMNS } from "../stats/usage-columns.js";
+
+const MAX_WORKFLOWS = 500;
+const MAX_TREND_GROUPS = 2000;
+const SHOWN_WORKFLOWS = 50;
+
+const byId = (id) => document.getElementById(id);
+const none = () => h("span", { class: "muted" }, "–");
+
+const filter = new TimeFilter(byId("filters"), navigate);
+let loading = null; // AbortController of the requests in progress
+
+function navigate(times) {
+  const target = url("/workflows", urlParameters(times));
+  if (target === location.pathname + location.search) return;
+  history.pushState(null, "", target);
+  load();
+}
+
+async function load() {
+  loading?.abort();
+  const { signal } = (loading = new AbortController());
+  const times = currentTimes();
+  const content = byId("stats");
+  filter.show(times);
+  if (content.querySelector(".tiles")) content.classList.add("loading");
+  else replace(content, loadingState());
+  const bins = chooseBins(times, new Date());
+  try {
+    const [workflows, timeline, models] = await Promise.all([
+      loadStats(times, "workflow", { limit: MAX_WORKFLOWS, signal }),
+      loadStats(bins, `workflow,${bins.unit}`, { limit: MAX_TREND_GROUPS, signal }),
+      loadStats(times, "model", { signal }),
+    ]);
+    show(times, bins, { workflows, timeline, models });
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    replace(byId("notices"));
+    byId("coverage").textContent = "";
+    replace(content, errorState(error, { listParameters: times, onRetry: load }));
+  }
+  content.classList.remove("loading");
+}
+
+function show(times, bins, { workflows, timeline, models }) {
+  const { data, meta } = workflows;
+  const notes = [...(meta.partial || [])];
+  if (meta.hasMore) notes.push(`only the ${data.length} workflows with the most runs are shown`);
+  replace(byId("notices"), partialNotice(notes));
+  byId("coverage").textContent = coverage(meta);
+  if (!data.length) {
+    const isAny = !Object.keys(times).length;
+    replace(byId("stats"), emptyState({ onAny: isAny ? null : () => navigate({}) }));
+    announce("No runs");
+    return;
+  }
+  replace(
+    byId("stats"),
+    tiles(total(data), data.length),
+    spendChart(bins, timeline),
+    section("By workflow", workflowTable(times, workflows, trendsOf(bins, timeline))),
+    models.data.length > 0 && section("By model", modelTable(models.data)),
+  );
+  announce(counted(data.length, "workflow"));
+}
+
+function tiles(sum, workflows) {
+  const failed = failures(sum);
+  return h(
+    "dl",
+    { class: "tiles" },
+    tile("Runs", number(sum.runs), counted(workflows, "workflow")),
+    tile("Success", percent(successRate(sum)), `${number(failed)} failed`),
+    tile("Spend", cost(sum.usage.costUsd), counted(sum.usage.steps, "agent step")),
+    tile(
+      "Tokens",
+      tokens(sum.usage.inputTokens + sum.usage.outputTokens),
+      `${tokens(sum.usage.outputTokens)} of them out`,
+    ),
+  );
+}
+
+function tile(title, value, detail) {
+  return h(
+    "div",
+    { class: "card tile" },
+    h("dt", {}, title),
+    h("dd", {}, value, h("div", { class: "detail" }, detail)),
+  );
+}
+
+function section(title, ...content) {
+  return h("section", { class: "card stats-section" }, h("h2", {}, title), content);
+}
+
+/** The spend of all workflows over time, with its numbers as a table. */
+function spendChart(bins, { data, meta }) {
+  if (meta.hasMore) return null; // the newest days are not all there
+  const groups = Map.groupBy(data, ({ from }) => from);
+  const rows = allBins(meta, bins.unit).map((bin) => ({ ...bin, sum: total(groups.get(bin.key) || []) }));
+  if (!rows.some(({ sum }) => sum.usage.costUsd > 0)) return null;
+  const bars = rows.map(({ sum, ...bin }) => ({
+    label: binLabel(bin, bins.unit),
+    parts: [{ value: sum.usage.costUsd, css: "spend", text: cost(sum.usage.costUsd) }],
+  }));
+  const title = `Spend by ${bins.unit}${bins.isCut ? ", the last 92 days of the time" : ""}`;
+  const columns = [
+    { title: bins.unit === "day" ? "Day" : "Hour", cell: (row) => binLabel(row, bins.unit) },
+    { title: "Runs", isNumber: true, cell: ({ sum }) => number(sum.runs) },
+    { title: "Tokens in", isNumber: true, cell: ({ sum }) => tokens(sum.usage.inputTokens) },
+    { title: "Tokens out", isNumber: true, cell: ({ sum }) => tokens(sum.usage.outputTokens) },
+    { title: "Spend", isNumber: true, cell: ({ sum }) => cost(sum.usage.costUsd) },
+  ];
+  const shown = rows.filter(({ sum }) => sum.runs).toReversed();
+  return section(
+    title,
+    barChart({
+      label: `${title}, ${bars.length} bars; the table below has the same numbers`,
+      bars,
+      width: chartWidth(),
+    }),
+    h(
+      "details",
+      { class: "chart-table" },
+      h("summary", {}, "As a table"),
+      sortableTable({ caption: title, columns, rows: shown }),
+    ),
+  );
+}
+
+const chartWidth = () => byId("stats").clientWidth - 34;
+
+/** Return the counts of each workflow by bin. */
+function trendsOf(bins, { data, meta }) {
+  if (meta.hasMore) return new Map();
+  const all = allBins(meta, bins.unit);
+  const trends = new Map();
+  for (const [workflowId, groups] of Map.groupBy(data, (group) => group.workflowId)) {
+    const byBin = new Map(groups.map((group) => [group.from, group]));
+    const counts = all.map(({ key }) => {
+      const group = byBin.get(key);
+      return { total: group?.runs || 0, failed: group ? failures(group) : 0 };
+    });
+    trends.set(workflowId, { counts, unit: bins.unit });
+  }
+  return trends;
+}
+
+function workflowTable(times, { data, meta }, trends) {
+  const parameters = urlParameters(times);
+  const covered = coveredTimes(meta);
+  const columns = [
+    {
+      title: "Workflow",
+      by: ({ workflowId }) => workflowId || "",
+      cell: ({ workflowId }) => workflowLink(workflowId, parameters),
+    },
+    {
+      title: "Runs",
+      isNumber: true,
+      by: ({ runs }) => runs,
+      cell: ({ workflowId, runs }) => listLink(number(runs), { workflowId, ...covered }),
+    },
+    {
+      title: "Spend",
+      isNumber: true,
+      by: ({ usage }) => usage.costUsd,
+      cell: ({ usage }) => (usage.steps ? cost(usage.costUsd) : none()),
+    },
+    {
+      title: "Success",
+      isNumber: true,
+      by: successRate,
+      cell: (group) => [
+        percent(successRate(group)),
+        failures(group) > 0 && [
+          " ",
+          h(
+            "span",
+            { class: "bad wide-only" },
+            listLink(`${number(failures(group))} failed`, failedRuns(group, covered)),
+          ),
+        ],
+      ],
+    },
+    {
+      title: "p50",
+      isNumber: true,
+      css: "wide-only",
+      by: ({ durationMs }) => durationMs.p50 ?? null,
+      cell: ({ durationMs }) => duration(durationMs.p50),
+    },
+    {
+      title: "p95",
+      isNumber: true,
+      css: "wide-only",
+      by: ({ durationMs }) => durationMs.p95 ?? null,
+      cell: ({ durationMs }) => duration(durationMs.p95),
+    },
+    { title: "Last failure", css: "failure wide-only", by: lastFailureMs, isNumber: false, cell: lastFailure },
+    { title: "Trend", css: "wide-only", cell: ({ workflowId }) => trendOf(trends.get(workflowId)) },
+  ];
+  return sortableTable({ caption: "Workflows", columns, rows: data, sortedBy: 2, limit: SHOWN_WORKFLOWS });
+}
+
+function workflowLink(workflowId, parameters) {
+  if (workflowId === null) return h("span", { class: "muted" }, "No workflow");
+  const page = workflowPage(workflowId, parameters);
+  if (!page) return h("span", { class: "name", title: "Browsers cannot open this id." }, isolated(workflowId));
+  return h("a", { class: "name", href: page }, isolated(workflowId));
+}
+
+/** A link to a list of runs; only its text for runs without a workflow, which no list can be filtered by. */
+function listLink(text, parameters) {
+  return parameters.workflowId === null ? text : h("a", { href: url("/", parameters) }, text);
+}
+
+const failedRuns = ({ workflowId }, covered) => ({ workflowId, status: FAILED_STATUSES, ...covered });
+
+const lastFailureMs = ({ newestFailure }) => (newestFailure ? -Date.parse(newestFailure.time) : null);
+
+function lastFailure({ newestFailure }) {
+  if (!newestFailure) return none();
+  const { id, time, errorMessage } = newestFailure;
+  const ms = Date.parse(time);
+  const page = runPage(id);
+  const ago = h("time", { datetime: time }, relativeTime(ms));
+  return [
+    page ? h("a", { href: page, title: `Run ${visible(id)}` }, ago) : ago,
+    errorMessage && h("span", { class: "failure-message", title: visible(errorMessage) }, isolated(errorMessage)),
+  ];
+}
+
+function trendOf(found) {
+  if (!found) return none();
+  const { counts, unit } = found;
+  const most = Math.max(...counts.map(({ total }) => total));
+  return trend(counts, `Runs by ${unit}, at most ${number(most)}`);
+}
+
+function modelTable(data) {
+  const columns = [
+    { title: "Model", by: ({ model }) => model, cell: ({ model }) => (model ? isolated(model) : "No model named") },
+    ...USAGE_COLUMNS,
+  ];
+  return sortableTable({ caption: "Models", columns, rows: data, sortedBy: 1, limit: SHOWN_WORKFLOWS });
+}
+
+byId("refresh").addEventListener("click", load);
+addEventListener("popstate", load);
+shortcut("r", "Refresh", load);
+shortcut("f", "Go to the time filter", () => filter.focus());
+
+load();
