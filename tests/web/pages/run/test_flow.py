@@ -140,7 +140,7 @@ def test_back_closes_a_step_before_it_leaves_the_run(opened: Opening, runs: str)
 def test_an_address_of_a_step_that_is_not_there_says_so(opened: Opening) -> None:
     """Until another step is chosen."""
     page = opened(AGENT, "step=nowhere")
-    note = page.get_by_text("The address names a step that this run does not have: nowhere")
+    note = page.get_by_text("This link leads to a step that is not in this run: nowhere")
     expect(note).to_be_visible()
     node(page, "is-urgent").click()
     expect(note).to_have_count(0)

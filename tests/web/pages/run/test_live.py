@@ -240,11 +240,11 @@ def test_a_suspended_run_says_what_it_waits_for(page: Page, url: str, run_id: st
     opened(page, url, run_id)
     notice = page.locator(".notice.waiting")
     expect(notice).to_have_text(
-        re.compile(r"Waits for Approve the refund \(approval\), since 2 Mar.*, 09:00:00 \(.* d .* h\)")
+        re.compile(r"Waiting for Approve the refund \(approval\), since 2 Mar.*, 09:00:00 \(.* d .* h\)")
     )
     notice.get_by_role("button", name="Show step").click()
     shown(page)
     expect(page.locator(".detail h2")).to_have_text("Approve the refund")
     push(url, document(run_id, [step("charge", 0, 10)], status="suspended", completedAt=None))
     answered(page)
-    expect(notice).to_have_text("The run waits, and none of its steps says for what.")
+    expect(notice).to_have_text("The run is waiting, and none of its steps says for what.")

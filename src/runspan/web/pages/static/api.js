@@ -195,7 +195,7 @@ function pathSegment(id) {
 const TEXT_BY_STATUS = {
   400: ["Invalid query", "Change or clear the filters."],
   401: ["You are logged out", "Log in again."],
-  403: ["This key may not read runs", "Log in with a key that has the permission runs:read."],
+  403: ["This key is not allowed to read runs", "Log in with a key that has the permission runs:read."],
   404: ["No such run", "Check the id. The run may not have arrived yet, or its retention period may be over."],
   429: ["Too many requests", "This key has reached its rate limit. The page retries automatically."],
   500: ["The server failed", "Find the details in the server's log, under the number in the message."],

@@ -41,11 +41,7 @@ function runDescription({ id, loaded, error }) {
     return container(
       {},
       h("strong", {}, "No run chosen"),
-      h(
-        "p",
-        { class: "muted" },
-        "Choose a run from the list, or enter a run id. In the runs panel, press x to select a run.",
-      ),
+      h("p", { class: "muted" }, "Choose a run from the list, or enter its id."),
     );
   if (!loaded)
     return container({ "aria-busy": "true" }, h("span", { class: "skeleton" }), h("span", { class: "skeleton" }));

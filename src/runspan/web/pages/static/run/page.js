@@ -8,6 +8,7 @@ import { Detail } from "./detail.js";
 import { hasEnded } from "./document.js";
 import { icon } from "./icons.js";
 import { findNeighbours } from "./neighbours.js";
+import { PrintView } from "./print-view.js";
 import { runStats } from "./run-stats.js";
 import { statusText, stepTitle } from "./step-labels.js";
 import { StepFinder } from "./step-finder.js";
@@ -55,6 +56,7 @@ export class RunPage {
       { class: "run" },
       this.summary.element,
       h("div", { class: "run-body" }, views, this.detail.element),
+      new PrintView(() => this).element,
     );
     this.addShortcuts();
   }

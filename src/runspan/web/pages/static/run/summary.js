@@ -16,10 +16,10 @@ import { Tooltip } from "./tooltip.js";
 const SHOWN_SLOWEST = 3;
 const MAX_FILE_NAME = 100;
 const REVOKE_DELAY_MS = 60_000;
-const SILENT_HINT = "Nothing has been heard of this run for longer than usual.";
+const SILENT_HINT = "This run has not been heard from for longer than usual.";
 const DEAD_HINT =
-  "Nothing has been heard of this run for more than a day: its engine has probably ended without saying so. " +
-  "runspan resolve ends such a run.";
+  "This run has not been heard from for more than a day. Its engine has probably ended without saying so: " +
+  "end it with runspan resolve.";
 
 /** Shows the header in `element`. */
 export class Summary {
@@ -224,7 +224,7 @@ export class Summary {
     if (this.run.status !== "suspended") return null;
     const { waiting } = this.stats;
     if (waiting === null)
-      return h("p", { class: "notice waiting" }, "The run waits, and none of its steps says for what.");
+      return h("p", { class: "notice waiting" }, "The run is waiting, and none of its steps says for what.");
     const step = this.run.steps[waiting];
     const since = h("span", { class: "tabular-nums" });
     const update = () =>
@@ -242,7 +242,7 @@ export class Summary {
       h(
         "p",
         { class: "wrap" },
-        "Waits for ",
+        "Waiting for ",
         h("strong", {}, h("bdi", {}, stepTitle(step))),
         step.type && [" (", isolated(step.type), ")"],
         since,
@@ -415,7 +415,7 @@ function missingStepNotice(id) {
   return h(
     "p",
     { class: "notice wrap", role: "status" },
-    h("span", {}, h("strong", {}, "The address names a step that this run does not have: "), isolated(id)),
+    h("span", {}, h("strong", {}, "This link leads to a step that is not in this run: "), isolated(id)),
   );
 }
 
