@@ -21,7 +21,20 @@ from bench.page import COLUMNS, cells, markdown
 from bench.plan import Plan
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-SECTIONS = ("encode", "export", "store", "serve", "memory", "pipe", "remote", "jaeger", "tempo", "recorder", "peers")
+SECTIONS = (
+    "encode",
+    "export",
+    "store",
+    "questions",
+    "serve",
+    "memory",
+    "pipe",
+    "remote",
+    "jaeger",
+    "tempo",
+    "recorder",
+    "peers",
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,8 +54,8 @@ def main(
     json_file: Path | None,
     page: Path | None,
 ) -> None:
-    """Measure SECTIONs (all without one): encode, export, store, serve, memory, pipe, remote, jaeger, tempo,
-    recorder, peers.
+    """Measure SECTIONs (all without one): encode, export, store, questions, serve, memory, pipe, remote, jaeger,
+    tempo, recorder, peers.
 
     A ratio is the best round of one contestant by the best of the other, in one run in which they took turns; its range
     is that of single rounds. Absolute times are shown as they go, and say nothing on another machine.

@@ -52,8 +52,8 @@ _WRITERS = 4
 class Shelf:
     """A store with runs, and what is needed to read them."""
 
-    def __init__(self, folder: Path, size: int, number: int) -> None:
-        self.store = SqliteStore(folder)
+    def __init__(self, folder: Path, size: int, number: int, *, index: bool | None = None) -> None:
+        self.store = SqliteStore(folder, index=index)
         self.folder = folder
         self.size = size
         self.raw_bytes = 0
