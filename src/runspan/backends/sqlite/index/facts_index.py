@@ -25,11 +25,9 @@ NONE: Final = -1
 _NAME_BYTES: Final = 200
 _MAX_NAMES: Final = 20_000
 _MAX_HINTS: Final = 1000
-_FEW: Final = 5_000
+_FEW: Final = 20_000
 """Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
 are in it."""
-_MAX_SORTED: Final = 20_000
-"""Runs with a text that are sorted by another order than their start."""
 _CHUNK: Final = 256
 """Runs with a text whose other filters are compared at once."""
 _WITHOUT_TEXT: Final = (
@@ -279,12 +277,12 @@ def _among(
         f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM indexed_runs AS runs NOT INDEXED"  # noqa: S608
         f" WHERE runs.id IN (SELECT value FROM json_each(?)) AND {' AND '.join(conditions)} ORDER BY {order}"
     )
-    size = _CHUNK if is_by_start else _MAX_SORTED
+    size = _CHUNK if is_by_start else _FEW
     while chunk := list(islice(ids, size)):
         if not is_by_start and next(ids, None) is not None:
             raise QueryUnsupported(
                 where="sort",
-                expected=f"a text that at most {_MAX_SORTED} runs may contain",
+                expected=f"a text that at most {_FEW} runs may contain",
                 got="one that more may contain",
                 hint="sort by the start, or narrow the time range",
             )
