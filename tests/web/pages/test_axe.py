@@ -13,6 +13,8 @@ from web.pages.chromium import Watch, violations, watched
 PAGES = {
     "/": "table.runs tbody tr",
     "/?status=failed": "table.runs tbody tr",
+    "/?q=does+not+balance&sort=duration": "table.runs tbody .run-match mark",
+    "/?q=in+no+run&status=failed": "#list .state",
     "/?workflowId=wf_nothing": "#list .state",
     "/?since=yesterday": "#list .state-error",
     "/runs/run_000": "#run .node",
@@ -61,7 +63,15 @@ def test_axe_finds_nothing_serious_when_all_is_open(page: Page, filled: str) -> 
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/compare?a=run_000&b=run_005", "/runs/run_000", "/workflows", "/workflows/wf_ledger"]
+    "path",
+    [
+        "/",
+        "/?q=balance&sort=cost",
+        "/compare?a=run_000&b=run_005",
+        "/runs/run_000",
+        "/workflows",
+        "/workflows/wf_ledger",
+    ],
 )
 def test_axe_finds_nothing_serious_on_a_narrow_screen(browser: Browser, filled: str, path: str) -> None:
     """Nor at 360 pixels, where lists become cards."""

@@ -180,6 +180,7 @@ CHANGES = (
     "DELETE FROM run_values WHERE kind = 3",
     "DELETE FROM indexed_runs WHERE run_id = x'72756e2d303037'",
     "UPDATE counted_facts SET facts = x'00'",
+    "DELETE FROM text_rows WHERE id % 7 = 0",
     "INSERT INTO damaged_runs VALUES (zeroblob(16), 1, x'00')",
 )
 

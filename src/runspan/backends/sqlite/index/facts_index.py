@@ -38,11 +38,9 @@ _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: 
 """The kinds of values of which a run has one, with their column."""
 _INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
 _NEXT_ID: Final = """
-    SELECT id + 1 FROM (SELECT id FROM indexed_runs UNION ALL SELECT id FROM retired_ids) AS used
-    WHERE id >= ? AND id + 1 NOT IN (SELECT id FROM indexed_runs) AND id + 1 NOT IN (SELECT id FROM retired_ids)
+    SELECT id + 1 FROM indexed_runs NOT INDEXED WHERE id >= ? AND id + 1 NOT IN (SELECT id FROM indexed_runs)
     ORDER BY id LIMIT 1
 """
-_IS_USED: Final = "SELECT 1 FROM indexed_runs WHERE id = ? UNION ALL SELECT 1 FROM retired_ids WHERE id = ?"
 
 _ENDED: Final = frozenset(map(str.encode, TERMINAL_RUN_STATUSES))
 _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
@@ -103,14 +101,14 @@ class FactsWriter:
         execute = self._connection.execute
         execute("DELETE FROM damaged_runs WHERE trace_id = ?", (trace_id,))
         select = (
-            "SELECT runs.id, runs.tenant, names.name, in_text, facts FROM indexed_runs AS runs"
+            "SELECT runs.id, runs.tenant, names.name, facts FROM indexed_runs AS runs"
             " LEFT JOIN names ON names.id = tenant LEFT JOIN counted_facts ON counted_facts.id = runs.id"
             " WHERE trace_id = ?"
         )
         row = execute(select, (trace_id,)).fetchone()
         if row is None:
             return
-        row_id, tenant, name, in_text, packed = row
+        row_id, tenant, name, packed = row
         try:
             facts, owner = unpack(packed), name.decode()
         except (AttributeError, UnicodeDecodeError) as error:
@@ -123,8 +121,6 @@ class FactsWriter:
             )
         execute("DELETE FROM counted_facts WHERE id = ?", (row_id,))
         execute("DELETE FROM indexed_runs WHERE id = ?", (row_id,))
-        if in_text:
-            execute("INSERT INTO retired_ids VALUES (?)", (row_id,))
 
     def drop_old(self) -> None:
         """Delete the texts of times from which no run is left."""
@@ -163,9 +159,9 @@ class FactsWriter:
             text.add(self._connection, row_id, run)
 
     def _free_id(self, milliseconds: int) -> int:
-        """Return the id of a run at this time: one that no other run has, or had in the text index."""
+        """Return the id of a run at this time, which no other run has."""
         row_id = self._next_ids.get(milliseconds, milliseconds)
-        if self._connection.execute(_IS_USED, (row_id, row_id)).fetchone() is not None:
+        if self._connection.execute("SELECT 1 FROM indexed_runs WHERE id = ?", (row_id,)).fetchone() is not None:
             row_id = self._connection.execute(_NEXT_ID, (row_id,)).fetchone()[0]
         if row_id > milliseconds:
             if len(self._next_ids) >= _MAX_HINTS:
