@@ -21,6 +21,7 @@ RUNS = 600
 QUERIES = 300
 SEED = 20261128
 DAY = 86_400 * SECOND
+MODELS = ("small", "large")
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(2400)]
 
@@ -32,12 +33,18 @@ def random_runs(chance: random.Random) -> list[Run]:
         at = T0 + chance.choice([chance.randrange(10 * DAY) // MS * MS, chance.randrange(20) * SECOND])
         status = chance.choice(RUN_STATUSES)
         members = {"workflowId": chance.choice(["wf_a", "wf_b", f"wf_{number % 7}", "wf " + "x" * 600, ...])}
+        members["triggerType"] = chance.choice(["webhook", "manual", "t" * 600, ...])
+        members["durationMs"] = chance.choice([1000, 60_000, 60_000.5, ...])
         if chance.random() < 0.1:
             members["error"] = {"code": "E", "message": "m" * chance.choice([10, 5000])}
         if chance.random() < 0.05:
             members["startedAt"] = chance.choice([None, ..., "9999-12-31T00:00:00Z", "0001-01-01T00:00:00Z"])
         make = make_run if status in TERMINAL_RUN_STATUSES else running
-        runs.append(make(f"run-{number:03}", at, **{"status": status} | members))
+        run = make(f"run-{number:03}", at, **{"status": status} | members).to_dict()
+        if chance.random() < 0.3:
+            usage = {"model": chance.choice(MODELS), "promptTokens": 5, "estimatedCostUsd": 0.5}
+            run["steps"][0] |= {"type": "agent", "output": {"usage": usage}}
+        runs.append(Run.from_dict(run))
     return runs
 
 
@@ -56,6 +63,11 @@ def random_query(chance: random.Random, tenant: str) -> RunQuery:
         ended_since=ended_since,
         ended_until=None if ended_since is None else chance.choice([None, ended_since + chance.randrange(1, 5 * DAY)]),
         limit=chance.choice([3, 7, 50, 200]),
+        trigger=chance.choice([*[None] * 8, "webhook", "t" * 600]),
+        error_code=chance.choice([*[None] * 8, "E", "absent"]),
+        min_duration=chance.choice([*[None] * 8, 60 * SECOND, 60 * SECOND + 1]),
+        model=chance.choice([*[None] * 8, *MODELS]),
+        step_type=chance.choice([*[None] * 8, "agent", "action"]),
         cursor=chance.choice([None, None, None, Cursor(T0 + chance.randrange(10 * DAY), "run-300")]),
     )
 

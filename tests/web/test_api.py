@@ -522,9 +522,11 @@ def test_the_openapi_document_says_what_cursors_and_ids_are(client: httpx.Client
         for parameter in found["paths"]["/api/v1/runs"]["get"]["parameters"]
         if parameter["name"] == "cursor"
     ]
-    longest = Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES).token()
+    long = Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES).token()
+    longest = Cursor(10**19 - 1, "x" * MAX_RUN_ID_BYTES, "duration").token()
+    assert re.search(pattern, long)
     assert re.search(pattern, longest)
-    assert client.get("/api/v1/runs", params={"cursor": longest}).status_code == 200
+    assert client.get("/api/v1/runs", params={"cursor": long}).status_code == 200
     for token in (longest + "A", "MTp4=", "MTp"):
         assert not re.search(pattern, token)
         error_of(client.get("/api/v1/runs", params={"cursor": token}), 400, "VALIDATION_ERROR")
@@ -561,5 +563,12 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "to",
         "endedFrom",
         "endedTo",
+        "triggerType",
+        "errorCode",
+        "minDuration",
+        "model",
+        "stepType",
+        "q",
+        "sort",
     }
     assert set(found["components"]["securitySchemes"]) == {"apiKey", "bearer"}

@@ -41,6 +41,12 @@ def is_on(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute(triggers, _TRIGGERS).fetchone()[0] == len(_TRIGGERS))
 
 
+def is_off(connection: sqlite3.Connection) -> bool:
+    """Return whether the store has nothing of a feed."""
+    there = "SELECT 1 FROM sqlite_schema WHERE name IN ('changed_runs', ?, ?)"
+    return connection.execute(there, _TRIGGERS).fetchone() is None
+
+
 def turn_on(connection: sqlite3.Connection) -> None:
     """Create the feed, unless there is one."""
     if not is_on(connection):

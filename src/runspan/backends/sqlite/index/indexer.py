@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
@@ -23,7 +23,7 @@ from runspan.backends.sqlite.index.check import find_faults
 from runspan.backends.sqlite.index.facts_index import STORED_RUN, FactsWriter, StoredRun
 from runspan.backends.sqlite.index.feed import Position
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.errors import DocumentError, QueryUnsupported, StoreError
+from runspan.errors import DocumentError, QueryUnsupported, StoreError, StoreFull
 from runspan.model.document import Run
 from runspan.storage.data_directory import INDEX_FILE
 from runspan.storage.sqlite_file import Schema, open_database, open_read_only, read_statements, store_error
@@ -53,9 +53,12 @@ _BATCH: Final = 100
 _BATCH_BYTES: Final = 2 << 20
 """Runs that are read at once, at most, and the bytes of their documents, about."""
 _MAX_SECONDS: Final = 0.1
-"""Seconds after which a transaction ends."""
+_MAX_SECONDS_ALONE: Final = 0.5
+"""Seconds after which a transaction ends: if a query waits for it, and in the thread. Longer ones cost less a run."""
 _LATENCY: Final = 0.2
 """Seconds after a change in which further ones are awaited, to read them together."""
+_GIVE_WAY: Final = 0.001
+"""Seconds between two transactions of the thread, so that a query that waits for it is next."""
 _IDLE: Final = 5.0
 """Seconds after which the feed is looked at, in case another process has written to the store."""
 _RETRY_AFTER: Final = 10.0
@@ -107,16 +110,22 @@ class Index:
         self.rebuilt = 0
         """How often the file was made anew since the start because it could not be used."""
         if keep is False:
-            writer.submit(feed.turn_off)
+            with suppress(StoreFull):  # it costs little, and the next start tries again
+                self._require_feed(False)
             self._delete_file()
         elif keep:
-            with read() as connection:
-                is_on = feed.is_on(connection)
-            if not is_on:
-                writer.submit(feed.turn_on)
+            with suppress(StoreFull):  # the thread tries again
+                self._require_feed(True)
             # A daemon: what it does can be interrupted at any time.
             self._thread = threading.Thread(target=self._follow, name="runspan-index", daemon=True)
             self._thread.start()
+
+    def _require_feed(self, is_on: bool) -> None:
+        """Create the feed, or delete it, unless that is as it should be: a store on a full disk can be opened."""
+        with self._read() as connection:
+            is_right = feed.is_on(connection) if is_on else feed.is_off(connection)
+        if not is_right:
+            self._writer.submit(feed.turn_on if is_on else feed.turn_off)
 
     def store_changed(self) -> None:
         """Let the thread read the feed soon. Called after each commit of the store."""
@@ -205,12 +214,14 @@ class Index:
             self._changed.clear()
             pause = _IDLE
             try:
+                self._require_feed(True)
                 position: Position | None = None
                 while not self._closing:
                     with self._lock:
-                        before, position = position, self._step(_MAX_SECONDS)
+                        before, position = position, self._step(_MAX_SECONDS_ALONE)
                     if position == before:
                         break
+                    sleep(_GIVE_WAY)
                 failure = ""
             except Exception as error:
                 if str(error) != failure:
