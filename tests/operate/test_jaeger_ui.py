@@ -20,6 +20,8 @@ from runspan.codec.copies import copy_for_caller
 from runspan.model.span import SERVER, UNSET, Link, Span, run_ids
 from runspan.model.timestamps import SECOND, canonical_text, parse_ns
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
+from runspan.web.config import WebConfig
+from runspan.web.links import trace_links
 from support.servers.finding import missing, require
 from support.servers.jaeger import BADGER, IMAGE, MEMORY, Jaeger, start_jaeger
 
@@ -261,3 +263,17 @@ def test_two_runs_in_the_trace_of_their_caller(jaeger: Jaeger, page: Page) -> No
     own = run_ids(payment.id, "").trace_id.hex()
     expect(page.locator(f'a[href*="{own}"]').first).to_be_attached()
     shot(page, "caller")
+
+
+def test_the_link_of_a_step_leads_to_it(page: Page, jaeger_in_memory: Jaeger) -> None:
+    """Also in a long trace: its span is in sight, and the one that is marked."""
+    steps = [step(f"Step {number}", number, number + 0.5) for number in range(300)]
+    run = run_of("run_linked", "wf_long", *steps, end=300)
+    send(jaeger_in_memory, run)
+    *spans, root = encode(run)
+    links = trace_links(WebConfig(jaeger_url=jaeger_in_memory.url), root.trace_id, spans[250].span_id)
+    page.goto(links["jaeger"])
+    marked = page.locator(".span-row.is-matching-filter")
+    expect(marked).to_have_count(1)
+    expect(marked).to_contain_text("Step 250")
+    expect(marked).to_be_in_viewport()

@@ -442,9 +442,13 @@ def test_a_link_to_a_step_has_the_id_of_its_span(store: SqliteStore) -> None:
             data = client.get("/api/v1/runs/live/trace", params={"step": step}).json()["data"]
             assert data["spanId"] == span_id
             base = f"http://j:1/trace/{run_ids('live').trace_id.hex()}"
-            assert data["url"] == (f"{base}?uiFind={span_id}" if span_id else base)
+            assert data["url"] == (f"{base}?uiFind={span_id}%20-runspan" if span_id else base)
         page = {"Accept": "text/html,*/*;q=0.8"}
-        assert client.get("/api/v1/runs/live/trace?step=2", headers=page).headers["location"].endswith("02" * 8)
+        assert (
+            client.get("/api/v1/runs/live/trace?step=2", headers=page)
+            .headers["location"]
+            .endswith("02" * 8 + "%20-runspan")
+        )
         for wrong in ("3", "-1", "x", "1_0", "1&step=2", ""):
             error = error_of(client.get(f"/api/v1/runs/live/trace?step={wrong}"), 400, "VALIDATION_ERROR")
             assert error["details"][0]["field"] == "step"

@@ -130,7 +130,7 @@ def test_a_page_under_another_name_says_what_to_do(client: httpx.Client, path: s
     """The page explains how to allow the name."""
     response = get_as(client, "<b>mine</b>", path, Accept="text/html")
     assert response.status_code == 403
-    assert "You may not read runs here" in response.text
+    assert "You are not allowed to read runs here" in response.text
     assert "runspan serve --allow-host NAME" in response.text
     assert "<b>" not in response.text
 

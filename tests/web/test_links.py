@@ -53,7 +53,7 @@ def test_links_to_a_span_open_it_in_the_trace() -> None:
     url = "https://x.example/{trace_id}/{span_id}"
     config = WebConfig(jaeger_url="http://j", grafana_url="http://g", trace_url=url)
     found = trace_links(config, TRACE, SPAN)
-    assert found["jaeger"] == f"http://j/trace/{TRACE.hex()}?uiFind={SPAN.hex()}"
+    assert found["jaeger"] == f"http://j/trace/{TRACE.hex()}?uiFind={SPAN.hex()}%20-runspan"
     assert found["trace"] == f"https://x.example/{TRACE.hex()}/{SPAN.hex()}"
     (pane,) = json.loads(parse_qs(urlsplit(found["grafana"]).query)["panes"][0]).values()
     assert pane["panelsState"] == {"trace": {"spanId": SPAN.hex()}}

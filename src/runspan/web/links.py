@@ -14,6 +14,9 @@ TRACE_PLACEHOLDER: Final = "{trace_id}"
 SPAN_PLACEHOLDER: Final = "{span_id}"
 """Replaced by the ids in ``WebConfig.trace_url``."""
 
+_IN_IDS: Final = "%20-runspan"
+"""Keeps Jaeger's search out of the attributes of runspan: the run span's manifest has the ids of all steps."""
+
 
 class PublicUrl:
     """The URL of this server as browsers reach it; empty if there is no proxy before it. ConfigError if it is not one.
@@ -74,7 +77,9 @@ def trace_links(config: WebConfig, trace_id: bytes, span_id: bytes = b"") -> dic
     if config.trace_url:
         links["trace"] = config.trace_url.replace(TRACE_PLACEHOLDER, trace).replace(SPAN_PLACEHOLDER, span)
     if config.jaeger_url:
-        links["jaeger"] = f"{config.jaeger_url.rstrip('/')}/trace/{trace}" + (f"?uiFind={span}" if span else "")
+        links["jaeger"] = f"{config.jaeger_url.rstrip('/')}/trace/{trace}" + (
+            f"?uiFind={span}{_IN_IDS}" if span else ""
+        )
     if config.grafana_url:
         state = json.dumps(_explore_panes(config.grafana_datasource, trace, span), separators=(",", ":"))
         links["grafana"] = f"{config.grafana_url.rstrip('/')}/explore?schemaVersion=1&panes={quote(state, safe='')}"

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Request
@@ -27,6 +27,12 @@ ARGUMENTS: Final = [
     "--disable-sync",
     f"--host-resolver-rules=MAP {NAMED} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
+SCHEMES: Final[tuple[tuple[Literal["light", "dark"], Literal["none", "active"]], ...]] = (
+    ("light", "none"),
+    ("dark", "none"),
+    ("light", "active"),
+)
+"""Colour schemes, and whether the colours are forced."""
 NAMES: Final = (
     "chromium-headless-shell",  # the same engine without a window, whose pages open at a quarter of the cost
     "chromium",
@@ -99,11 +105,23 @@ def watched(browser: Browser, **options: Any) -> Iterator[tuple[BrowserContext, 
         context.close()
 
 
+_WCAG: Final = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
+
+
 def violations(page: Page) -> list[str]:
-    """What axe-core finds on a page that is serious or critical, with the elements."""
-    found = Axe().run(page).response["violations"]
+    """What axe-core finds on a page: all that is against WCAG 2.2 AA, and what else is serious or critical."""
+    found = Axe().run(page, options={"rules": {"target-size": {"enabled": True}}}).response["violations"]
     return [
         f"{each['id']}: {each['help']}: {[node['html'][:160] for node in each['nodes'][:5]]}"
         for each in found
-        if each["impact"] in ("serious", "critical")
+        if each["impact"] in ("serious", "critical") or not set(_WCAG).isdisjoint(each["tags"])
     ]
+
+
+def violations_in_all_colours(page: Page) -> list[str]:
+    """The same in light, dark and forced colours."""
+    found = []
+    for scheme, forced in SCHEMES:
+        page.emulate_media(color_scheme=scheme, forced_colors=forced, reduced_motion="reduce")
+        found += [f"{scheme}, forced colours {forced}: {each}" for each in violations(page)]
+    return found

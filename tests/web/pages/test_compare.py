@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -140,6 +141,7 @@ def test_a_run_is_chosen_from_the_same_workflow_or_by_id(page: Page, watch: Watc
     page.goto(f"{url}/compare?a=run_good")
     picker = page.get_by_role("region", name="Run B")
     expect(picker.locator(".suggestion")).to_have_count(1)
+    expect(picker.locator(".suggestion")).to_contain_text(re.compile("Failedwf_invoices2 Mar.*, 10:00:00run_bad9.00 s"))
     picker.get_by_role("button", name="run_bad").click()
     expect(page).to_have_url(f"{url}/compare?a=run_good&b=run_bad")
     expect(page.get_by_role("heading", name="5 of 6 steps differ.")).to_be_visible()
@@ -171,3 +173,28 @@ def test_thousands_of_steps_are_shown_in_parts(page: Page, url: str) -> None:
     page.get_by_role("button", name="Show more").click()
     expect(rows).to_have_count(200)
     expect(page.locator(".steps-footer")).to_contain_text("200 of 3,000")
+
+
+def test_any_run_can_be_chosen(page: Page, filled: str) -> None:
+    """Older runs are listed on demand, also those before a time, and those of all workflows."""
+    page.goto(f"{filled}/compare?a=run_001")
+    picker = page.get_by_role("region", name="Run B")
+    runs = picker.locator(".suggestion")
+    expect(runs).to_have_count(19)  # of a page of 20 that has the other side too
+    expect(picker.get_by_role("status")).to_have_text("Newest runs of wf_invoices")
+    expect(picker.locator(".suggestion", has_text="run_130")).to_have_count(0)
+    for count in (39, 59, 79):
+        picker.get_by_role("button", name="Older runs").click()
+        expect(runs).to_have_count(count)
+    picker.get_by_label("Any workflow").check()
+    expect(runs.filter(has_text="wf_ledger").first).to_be_visible()
+    expect(runs).to_have_count(19)
+    before = datetime.now(UTC) - timedelta(hours=50)
+    picker.get_by_label("Started before").fill(before.strftime("%Y-%m-%dT%H:%M"))
+    expect(picker.get_by_role("status")).to_contain_text("Runs that started before")
+    expect(runs.first).to_contain_text("run_100")
+    runs.filter(has_text="run_105").click()
+    expect(page).to_have_url(f"{filled}/compare?a=run_001&b=run_105")
+    picker.get_by_text("Choose another run").click()
+    picker.get_by_label("Started before").fill("2001-01-01T00:00")
+    expect(picker.get_by_role("status")).to_contain_text("There is no other run of wf_invoices that started")

@@ -58,7 +58,7 @@ ASSET_HEADERS: Final = {
 HTML: Final = "text/html; charset=utf-8"
 _API_PREFIXES: Final = ("/api/", "/v1/", "/pages/", "/static/")
 _TITLES: Final = {
-    403: "You may not read runs here",
+    403: "You are not allowed to read runs here",
     404: "There is no such page",
     429: "Too many requests",
     503: "The backend does not answer",
@@ -96,7 +96,7 @@ def redirect_to_login(error: Unauthorized) -> Response:
 def render_error(error: RunspanError) -> Response:
     """Render an error for people."""
     code, status, _ = error_status(error)
-    title = _TITLES.get(status, "Something failed")
+    title = _TITLES.get(status, "Something went wrong")
     shown = error
     if isinstance(error, StoreError):
         logger.error("%s %r: %s", request.method, request.path, error)
@@ -202,7 +202,7 @@ def log_in() -> Response:
             "This key is unknown, expired or revoked. The command runspan keys list shows those that are active.",
         )
     if RUNS_READ not in key.permissions:
-        return _login_form(403, f"Key {key.id} may not read runs. Use one with the permission {RUNS_READ}.")
+        return _login_form(403, f"Key {key.id} is not allowed to read runs. Use one with the permission {RUNS_READ}.")
     response = _redirect(context.public_url.root_path + local_target(request.form.get("next", "/")))
     cookie.start_session(key, response, request.environ)
     logger.info("a login with key %s from %s", key.id, address)

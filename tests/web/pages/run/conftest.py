@@ -20,6 +20,8 @@ from web.pages.run.documents import document, exact_run, hostile_run, large_run,
 
 LINKS = ("--jaeger-url", "http://127.0.0.1:16686", "--grafana-url", "http://127.0.0.1:3000")
 
+LONG_NAME = "Post the journal entry of the subsidiary in Auckland for 2026-0"
+
 Opening = Callable[..., Page]
 
 
@@ -35,6 +37,12 @@ def texts() -> Iterator[bytes]:
         hostile_run("run_hostile"),
         retried_run("run_retried"),
         document("run_two", [step("first", 0, 1000), step("second", 1000, 3000)]),
+        document("run_names", [step(f"post-{n}", n * 10, n * 10 + 9 - n, name=LONG_NAME + str(n)) for n in (1, 2)]),
+        document(
+            "run_orphan",
+            [step("call", 0, 9, type="sub-workflow", output={"runId": "run_gone"})],
+            parentRunId="run_gone_too",
+        ),
         document("run/with spaces & slashes?", [step("a/b c#d", 0, 1)]),
     ]
     yield from (json.dumps(one, ensure_ascii=False).encode() for one in made)

@@ -108,13 +108,13 @@ def test_an_address_is_shared(opened: Opening) -> None:
     """The address holds view, step, execution and payload: another browser shows the same."""
     page = opened(LOOP, "view=timeline&step=send-letter&execution=3&tab=input")
     expect(page.get_by_role("tab", name="Timeline")).to_have_attribute("aria-selected", "true")
-    expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("5")
+    expect(panel(page).get_by_label("Round", exact=True)).to_have_value("5")
     expect(panel(page).locator(".tree")).to_contain_text('"final"')
     page.evaluate("location.hash = '#step=mark-account'")
     expect(panel(page).locator("h2")).to_have_text("Mark account")
     expect(page.get_by_role("tab", name="Canvas")).to_have_attribute("aria-selected", "true")
     page.go_back()
-    expect(panel(page).locator("h2")).to_have_text("Send letter")
+    expect(panel(page).locator("h2")).to_have_text("Send letter, round 3 of 4")
 
 
 def test_back_closes_a_step_before_it_leaves_the_run(opened: Opening, runs: str) -> None:
@@ -140,7 +140,7 @@ def test_back_closes_a_step_before_it_leaves_the_run(opened: Opening, runs: str)
 def test_an_address_of_a_step_that_is_not_there_says_so(opened: Opening) -> None:
     """Until another step is chosen."""
     page = opened(AGENT, "step=nowhere")
-    note = page.get_by_text("The address names a step that this run does not have: nowhere")
+    note = page.get_by_text("This link leads to a step that is not in this run: nowhere")
     expect(note).to_be_visible()
     node(page, "is-urgent").click()
     expect(note).to_have_count(0)
@@ -163,9 +163,9 @@ def test_a_loop_is_folded_and_opens(opened: Opening) -> None:
     letter.locator(".node-count").click()
     expect(letter.locator(".cell")).to_have_count(4)
     letter.locator(".cell").nth(2).click()
-    expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("5")
+    expect(panel(page).get_by_label("Round", exact=True)).to_have_value("5")
     expect(letter.locator(".cell").nth(2)).to_have_attribute("aria-current", "true")
-    panel(page).get_by_role("button", name="Next execution").click()
+    panel(page).get_by_role("button", name="Next round").click()
     expect(letter.locator(".cell").nth(3)).to_have_attribute("aria-current", "true")
     expect(page).to_have_url(at("#step=send-letter&execution=4"))
 
@@ -181,7 +181,7 @@ def test_a_long_loop_turns_to_the_execution_that_failed(opened: Opening) -> None
     fetch.locator(".node-count").click()
     expect(fetch.locator(".cells-pager")).to_contain_text("1,217\u20131,280 of 2,500")
     expect(fetch.locator(".cell.status-failed")).to_have_count(1)
-    fetch.get_by_role("button", name="Later executions").click()
+    fetch.get_by_role("button", name="Later rounds").click()
     expect(fetch.locator(".cells-pager")).to_contain_text("1,281\u20131,344 of 2,500")
 
 
@@ -192,6 +192,48 @@ def test_a_sub_workflow_leads_to_its_run(opened: Opening) -> None:
     node(page, "provision-billing").locator(".node-body").click()
     panel(page).get_by_role("link", name="Open the child run").click()
     expect(page.locator(".run-id")).to_have_text(CHILD)
+    page.locator(".run-meta").get_by_role("link", name=PARENT).click()
+    expect(page.locator(".run-id")).to_have_text(PARENT)
+
+
+def test_a_sub_workflow_unfolds_in_the_timeline(opened: Opening) -> None:
+    """Into the steps of its run, at their times and as far as it goes; a step of it leads to its page."""
+    page = opened(PARENT, "view=timeline")
+    row = page.get_by_role("treeitem", name="Provision billing")
+    expect(row).to_have_attribute("aria-expanded", "false")
+    before = page.locator(".timeline-row").count()
+    row.locator(".timeline-toggle").click()
+    steps = page.locator(".timeline-row.of-child")
+    child = json.loads((SAMPLES / "provision-billing-child.json").read_text())
+    expect(steps).to_have_count(len(child["steps"]))
+    expect(steps.first).to_have_attribute("aria-level", "2")
+    begins = [bar.bounding_box() for bar in (row.locator(".bar-box"), steps.first.locator(".bar-box"))]
+    assert begins[0]
+    assert begins[1]
+    assert begins[0]["x"] - 1 <= begins[1]["x"] < begins[0]["x"] + begins[0]["width"]
+    steps.last.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(row).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator(".timeline-row")).to_have_count(before)
+    page.keyboard.press("ArrowRight")
+    steps.first.locator(".timeline-name").click()
+    expect(page.locator(".run-id")).to_have_text(CHILD)
+    expect(panel(page).locator("h2")).to_have_text(child["steps"][0]["name"])
+    page.go_back()
+    expect(page.locator(".run-id")).to_have_text(PARENT)
+
+
+def test_a_sub_workflow_that_is_not_there_says_so(opened: Opening, watch: Watch) -> None:
+    """In place of its steps."""
+    watch.allow("status of 404")
+    page = opened("run_orphan", "view=timeline")
+    page.get_by_role("treeitem", name="Call").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator(".timeline-row.note")).to_contain_text("No such run")
+    expect(page.locator(".run-meta").get_by_role("link", name="run_gone_too")).to_have_attribute(
+        "href", "/runs/run_gone_too"
+    )
 
 
 def test_attempts_are_shown(opened: Opening) -> None:
@@ -226,13 +268,15 @@ def test_links_lead_to_the_trace(opened: Opening) -> None:
     base = f"http://127.0.0.1:16686/trace/{root.trace_id.hex()}"
     for place, span in ((page.locator(".run-links"), None), (panel(page), steps[index])):
         jaeger, grafana = (place.get_by_role("link", name=name) for name in ("Jaeger", "Grafana"))
-        expect(jaeger).to_have_attribute("href", base if span is None else f"{base}?uiFind={span.span_id.hex()}")
+        expect(jaeger).to_have_attribute(
+            "href", base if span is None else f"{base}?uiFind={span.span_id.hex()}%20-runspan"
+        )
         expect(jaeger).to_have_attribute("rel", re.compile("noopener"))
         expect(grafana).to_have_attribute("href", re.compile(root.trace_id.hex()))
         if span is not None:
             expect(grafana).to_have_attribute("href", re.compile(span.span_id.hex()))
     page.keyboard.press("k")
-    previous = f"{base}?uiFind={steps[index - 1].span_id.hex()}"
+    previous = f"{base}?uiFind={steps[index - 1].span_id.hex()}%20-runspan"
     expect(panel(page).get_by_role("link", name="Jaeger")).to_have_attribute("href", previous)
     expect(page.get_by_role("link", name="REST")).to_have_attribute("href", f"/api/v1/runs/{FAILED}")
     expect(page.locator(".run-links").get_by_role("link", name="Compare")).to_have_attribute(
@@ -287,7 +331,7 @@ def test_the_timeline_goes_by_keyboard(opened: Opening) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
-    expect(panel(page).get_by_label("Execution", exact=True)).to_have_value("3")
+    expect(panel(page).get_by_label("Round", exact=True)).to_have_value("3")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")
     expect(rows).to_have_count(4)
@@ -310,6 +354,62 @@ def test_shortcuts_work_everywhere(opened: Opening) -> None:
     expect(title).to_have_text("Run")
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_contain_text("Go to the first failure")
+
+
+def test_a_step_is_found_among_thousands(opened: Opening) -> None:
+    """By name, id, status or type, with the keyboard alone. The browser's own search keeps its keys."""
+    page = opened("run_5000")
+    page.keyboard.press("s")
+    field = page.get_by_role("combobox", name="Find a step")
+    expect(field).to_be_focused()
+    page.keyboard.type("number 4321")
+    expect(page.get_by_role("option")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(panel(page).locator("h2")).to_have_text("Step number 4321")
+    expect(node(page, "step-4321")).to_have_class(re.compile("selected"))
+    field.fill("failed ACTION")
+    expect(page.locator(".finder-count")).to_have_text("1 of 50")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
+    expect(page.get_by_role("option", selected=True)).to_contain_text("Step number 196")
+    page.keyboard.press("Enter")
+    expect(panel(page).locator("h2")).to_have_text("Step number 196")
+    page.get_by_role("button", name="Next match").click()
+    expect(panel(page).locator("h2")).to_have_text("Step number 296")
+    field.press("Shift+Enter")
+    expect(panel(page).locator("h2")).to_have_text("Step number 196")
+    field.fill("no such step")
+    expect(page.get_by_role("listbox")).to_have_text("No step matches.")
+    page.keyboard.press("Escape")
+    expect(field).to_have_value("")
+    expect(panel(page).locator("h2")).to_have_text("Step number 196")
+
+
+def test_a_round_of_a_loop_is_named(opened: Opening) -> None:
+    """In the banner of a failure and in the title of the step; the slowest steps sum the rounds of each."""
+    page = opened("run_loop")
+    expect(page.locator(".failure")).to_contain_text("Fetch row, round 1,235 of 2,500, failed")
+    page.locator(".failure").get_by_role("button", name="Show step").click()
+    expect(panel(page).locator("h2")).to_have_text("Fetch row, round 1,235 of 2,500")
+    expect(page.locator(".slow").first).to_contain_text("Fetch row\u00d72,5001 m 40 s")
+
+
+def test_the_end_of_a_long_name_is_shown(opened: Opening) -> None:
+    """Its middle is left out, on the canvas, in the timeline and in lists; the whole is there under the pointer."""
+    page = opened("run_names")
+    name = "Post the journal entry of the subsidiary in Auckland for 2026-0"
+    for month in "12":
+        tail = page.locator(f'.node[data-key="post-{month}"] .cut-tail')
+        expect(tail).to_have_text(f"r 2026-0{month}")
+        box, outer = tail.bounding_box(), page.locator(f'.node[data-key="post-{month}"]').bounding_box()
+        assert box
+        assert outer
+        assert box["x"] + box["width"] <= outer["x"] + outer["width"]
+        expect(page.locator(f'.node[data-key="post-{month}"] .node-name')).to_have_text(name + month)
+    page.locator(".slow").first.focus()
+    page.keyboard.press("Tab")
+    expect(page.locator(".tooltip-name").filter(visible=True)).to_have_text(name + "2")
 
 
 def test_the_canvas_moves_and_zooms(opened: Opening) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from runspan import Run, encode
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from support.cli import server
 from web.pages.chromium import Watch
-from web.pages.kit import drawn, push
+from web.pages.kit import drawn, iso, push
 from web.pages.run.documents import document, step
 
 POLL = 21_000
@@ -188,3 +190,61 @@ def test_an_incomplete_revision_is_noted(page: Page, url: str, run_id: str) -> N
     expect(page.locator(".run-notices")).to_contain_text("step spans")
     expect(page.locator(".stat-steps .stat-value")).to_have_text("1")
     assert json.loads(httpx.get(f"{url}/api/v1/runs/{run_id}", trust_env=False).content)["data"]["steps"]
+
+
+def test_a_silent_run_is_not_live(page: Page, url: str, run_id: str) -> None:
+    """A run that was not observed for days is probably dead; once it is heard of again, it is live."""
+    started = datetime.now(UTC)
+    push(url, document(run_id, [step("wait", 0)], status="running", startedAt=iso(started)))
+    page.clock.install(time=started + timedelta(days=22, hours=3))
+    page.goto(f"{url}/runs/{run_id}")
+    page.clock.run_for(500)
+    drawn(page)
+    live = page.locator(".run-title .live")
+    expect(live).to_have_text("Last seen 22 days ago, probably dead")
+    page.route(f"**/api/v1/runs/{run_id}", lambda route: fulfil(route, datetime.now(UTC) + timedelta(days=23)))
+    answered(page)
+    expect(live).to_have_text("Live")
+
+
+def fulfil(route: Route, observed: datetime) -> None:
+    """Answers as the server does, for a run that was observed then."""
+    answer = route.fetch()
+    route.fulfill(response=answer, headers={**answer.headers, "x-runspan-observed-at": observed.isoformat()})
+
+
+def test_open_steps_come_first(page: Page, url: str, run_id: str) -> None:
+    """The header lists what is open, the longest first, and the side panel all of it; the times grow."""
+    steps = [
+        step("done", 0, 900),
+        step("late", 500),
+        step("first", 100),
+        step("second", 200),
+        step("soon", status="pending"),
+    ]
+    push(url, document(run_id, steps, status="running"))
+    opened(page, url, run_id)
+    expect(page.locator(".run-header .slow .slow-name")).to_have_text(["First", "Second", "Late"])
+    in_panel = page.locator(".detail").get_by_role("listitem")
+    expect(in_panel).to_have_count(3)
+    before = in_panel.first.locator(".slow-ms").text_content()
+    page.clock.fast_forward(5 * 3600 * 1000)
+    page.clock.run_for(1500)
+    expect(in_panel.first.locator(".slow-ms")).not_to_have_text(before or "")
+
+
+def test_a_suspended_run_says_what_it_waits_for(page: Page, url: str, run_id: str) -> None:
+    """The step, its type and since when, with a way to it. A run without such a step says that too."""
+    steps = [step("charge", 0, 10), step("other", 20), step("approval", 30, type="approval", name="Approve the refund")]
+    push(url, document(run_id, steps, status="suspended", completedAt=None))
+    opened(page, url, run_id)
+    notice = page.locator(".notice.waiting")
+    expect(notice).to_have_text(
+        re.compile(r"Waiting for Approve the refund \(approval\), since 2 Mar.*, 09:00:00 \(.* d .* h\)")
+    )
+    notice.get_by_role("button", name="Show step").click()
+    shown(page)
+    expect(page.locator(".detail h2")).to_have_text("Approve the refund")
+    push(url, document(run_id, [step("charge", 0, 10)], status="suspended", completedAt=None))
+    answered(page)
+    expect(notice).to_have_text("The run is waiting, and none of its steps says for what.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ LAYOUT = """async (m, text) => {
   const { indexRun } = await import(document.documentElement.dataset.static + "/run/document.js");
   return m.layoutSteps(indexRun(text).steps);
 }"""
+STATS = LAYOUT.replace("m.layoutSteps(indexRun(text).steps)", "m.runStats(indexRun(text))")
 INDEX = "(m, text) => m.indexRun(text)"
 
 
@@ -177,9 +179,56 @@ def test_a_loop_is_one_frame_with_one_node_for_each_step(module: Call) -> None:
     board = module("layout.js", LAYOUT, text)
     kinds = {node["key"]: (node["kind"], len(node["steps"])) for node in board["nodes"]}
     assert kinds == {"loop each": ("header", 1), "fetch": ("loop", 200), "store": ("loop", 200), "report": ("step", 1)}
-    [frame] = board["frames"]
-    assert (frame["header"], frame["iterations"]) == (0, 200)
+    assert len(board["frames"]) == 1
     assert [node["key"] for node in board["nodes"]] == ["loop each", "fetch", "store", "report"]
+
+
+def nested_loops() -> list[dict[str, Any]]:
+    """Two rounds of a step, a loop of three rounds, and a step after it."""
+    steps = [step("outer", 0, 100, type="loop")]
+    for begin in (1, 51):
+        steps.append(step("open", begin, begin + 2))
+        steps.append(step("inner", begin + 3, begin + 33, type="loop"))
+        steps += [step("line", begin + 4 + 9 * number, begin + 11 + 9 * number) for number in range(3)]
+        steps.append(step("close", begin + 34, begin + 40))
+    return [*steps, step("end", 101, 102)]
+
+
+def test_a_loop_in_a_loop_has_a_frame_in_its_frame(module: Call) -> None:
+    """With its own step, of one execution in each round of the outer loop, as the title. The timeline nests too."""
+    text = answer(json.dumps(document("r", nested_loops())))
+    board = module("layout.js", LAYOUT, text)
+    kinds = {node["key"]: (node["kind"], len(node["steps"])) for node in board["nodes"]}
+    assert kinds["loop outer"] == ("header", 1)
+    assert kinds["loop inner"] == ("header", 2)
+    assert kinds["line"] == ("loop", 6)
+    assert_apart({**board, "nodes": [node for node in board["nodes"] if node["kind"] != "header"]})
+    outer, inner = sorted(board["frames"], key=lambda frame: -frame["w"])
+    keys = ["open", "line", "close", "end"]
+    inside = {key: [frame for frame in (outer, inner) if is_in(node, frame)] for key, node in placed_nodes(board, keys)}
+    assert inside == {"open": [outer], "line": [outer, inner], "close": [outer], "end": []}
+    assert row(dict(placed_nodes(board, keys))) == [["open"], ["line"], ["close"], ["end"]]
+    rows = module(
+        "timeline-rows.js",
+        LAYOUT.replace("m.layoutSteps(indexRun(text).steps)", "m.timelineRows(indexRun(text))"),
+        text,
+    )
+    assert [(row["key"], row["level"]) for row in rows] == [
+        ("loop outer", 1),
+        ("open", 2),
+        ("loop inner", 2),
+        ("line", 3),
+        ("close", 2),
+        ("end", 1),
+    ]
+
+
+def placed_nodes(board: dict[str, Any], keys: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    return [(node["key"], node) for node in board["nodes"] if node["key"] in keys]
+
+
+def is_in(node: dict[str, Any], frame: dict[str, Any]) -> bool:
+    return bool(frame["x"] < node["x"] < frame["x"] + frame["w"] and frame["y"] < node["y"] < frame["y"] + frame["h"])
 
 
 def test_a_loop_without_its_own_step_has_a_frame(module: Call) -> None:
@@ -226,7 +275,7 @@ def test_any_times_are_placed_without_contradiction(module: Call) -> None:
 
 
 def test_stats_of_a_run(module: Call) -> None:
-    """Tokens and cost count agents once, the slowest leave out loops, the first failure is the first in time."""
+    """Tokens and cost count agents once, the slowest sum rounds and leave out loops, the first failure is the first."""
     usage = {"promptTokens": 10, "completionTokens": 5, "model": "m", "estimatedCostUsd": 0.25}
     steps = [
         step("late", 50, 90, status="failed", error={"message": "second"}),
@@ -235,20 +284,59 @@ def test_stats_of_a_run(module: Call) -> None:
         step("agent", 0, 10, type="agent", output={"usage": usage}),
         step("agent", 10, 20, type="agent", output={"usage": usage}),
         step("child", 0, 60, type="sub-workflow", output={"runId": "c", "usage": usage}),
+        step("round", 0, 45),
+        step("round", 45, 70),
     ]
-    script = """async (m, text) => {
-      const { indexRun } = await import(document.documentElement.dataset.static + "/run/document.js");
-      return m.runStats(indexRun(text));
-    }"""
-    stats = module("run-stats.js", script, answer(json.dumps(document("r", steps, status="failed"))))
+    stats = module("run-stats.js", STATS, answer(json.dumps(document("r", steps, status="failed"))))
     assert stats["usage"] == {"input": 20, "output": 10, "total": 30, "cost": 0.5, "calls": 2}
-    assert [slow["index"] for slow in stats["slowest"]] == [5, 0, 1, 3]
+    slowest = [(slow["index"], slow["ms"], slow["count"]) for slow in stats["slowest"]]
+    assert slowest == [(6, 70, 2), (5, 60, 1), (0, 40, 1), (1, 40, 1), (3, 20, 2)]
+    assert (stats["open"], stats["waiting"]) == ([], None)
     assert stats["failure"] == {
         "index": 1,
         "error": {"code": "", "message": "first", "step": ""},
         "count": 2,
         "tolerated": False,
     }
+
+
+def test_open_steps_are_listed_longest_first(module: Call) -> None:
+    """Those that began. A suspended run waits for the one that is suspended or waits by its type, else the longest."""
+    steps = [
+        step("done", 0, 1),
+        step("late", 9),
+        step("ask", 5, type="approval"),
+        step("early", 2, status="retrying"),
+        step("soon", status="pending"),
+    ]
+    for status, waiting in (("running", None), ("suspended", 2), ("completed", None)):
+        found = module("run-stats.js", STATS, answer(json.dumps(document("r", steps, status=status, completedAt=None))))
+        assert (found["open"], found["waiting"]) == ([] if status == "completed" else [3, 2, 1], waiting)
+
+
+@pytest.mark.parametrize(
+    ("status", "late", "text"),
+    [
+        ("running", 14 * 60, None),
+        ("running", 16 * 60, "Last seen 16 minutes ago"),
+        ("pending", 5 * 3600, "Last seen 5 hours ago"),
+        ("running", 22.5 * 86400, "Last seen 22 days ago, probably dead"),
+        ("suspended", 22.5 * 86400, None),
+    ],
+)
+def test_a_silent_run_is_told_from_a_live_one(module: Call, status: str, late: float, text: str | None) -> None:
+    """By when it should have been observed again, which is later for a run that has gone on for long."""
+    script = """(m, [run, observed, now]) => {
+      const silence = m.silenceOf(run, observed, now);
+      return silence && m.silenceText(silence);
+    }"""
+    started, observed = 1_700_000_000, 1_700_000_000 + 160
+    moment = datetime.fromtimestamp(observed, UTC).isoformat().replace("+00:00", "Z")
+    run = {"status": status, "startedAt": datetime.fromtimestamp(started, UTC).isoformat().replace("+00:00", "Z")}
+    assert module("silence.js", script, [run, moment, (observed + 30 + late) * 1000]) == text
+    long = run | {"startedAt": datetime.fromtimestamp(observed - 16 * 86400 * 30, UTC).isoformat()}
+    assert module("silence.js", script, [long, moment, (observed + 29 * 86400) * 1000]) is None
+    assert module("silence.js", script, [run, "", (observed + 30 + late) * 1000]) is None
 
 
 def test_the_exact_document_is_located(module: Call) -> None:

@@ -32,7 +32,7 @@ def test_a_run_is_read_from_jaeger(page: Page, jaeger_memory: Jaeger, tmp_path: 
         page.get_by_role("button", name="Show step").click()
         expect(page.locator(".detail .callout")).to_contain_text("Customer not found")
         span = next(span for span in encode(failed) if span.attributes().get("runspan.step.status") == "failed")
-        link = f"{jaeger_memory.url}/trace/{span.trace_id.hex()}?uiFind={span.span_id.hex()}"
+        link = f"{jaeger_memory.url}/trace/{span.trace_id.hex()}?uiFind={span.span_id.hex()}%20-runspan"
         expect(page.locator(".detail").get_by_role("link", name="Jaeger")).to_have_attribute("href", link)
 
         page.goto(f"{url}/runs/over_jaeger_exact#step=exact&tab=output")

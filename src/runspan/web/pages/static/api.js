@@ -99,7 +99,8 @@ export function runApiPath(id, suffix = "") {
  * @param {string} path - API path.
  * @param {object} [parameters] - Query parameters, as for url().
  * @param {{signal?: AbortSignal}} [options]
- * @returns {Promise<{body: any, text: string, incomplete: string}>} The parsed body, and the fields of getText().
+ * @returns {Promise<{body: any, text: string, incomplete: string, observedAt: string}>} The parsed body, and the fields of
+ *   getText().
  */
 export async function getJson(path, parameters, options) {
   const response = await getText(path, parameters, options);
@@ -116,8 +117,8 @@ export async function getJson(path, parameters, options) {
  * @param {string} path - API path.
  * @param {object} [parameters] - Query parameters, as for url().
  * @param {{signal?: AbortSignal}} [options]
- * @returns {Promise<{text: string, incomplete: string}>} The unchanged body, and what the X-Runspan-Incomplete header
- *   reports as missing from a newer revision ("" if nothing is).
+ * @returns {Promise<{text: string, incomplete: string, observedAt: string}>} The unchanged body, and what the headers
+ *   of a run say: what is missing from a newer revision, and when an unfinished run was last observed ("" for neither).
  */
 export async function getText(path, parameters, { signal } = {}) {
   let response;
@@ -140,7 +141,8 @@ export async function getText(path, parameters, { signal } = {}) {
     });
   }
   if (!response.ok) throw responseError(response, text);
-  return { text, incomplete: response.headers.get("X-Runspan-Incomplete") || "" };
+  const header = (name) => response.headers.get(name) || "";
+  return { text, incomplete: header("X-Runspan-Incomplete"), observedAt: header("X-Runspan-Observed-At") };
 }
 
 /**
@@ -193,7 +195,7 @@ function pathSegment(id) {
 const TEXT_BY_STATUS = {
   400: ["Invalid query", "Change or clear the filters."],
   401: ["You are logged out", "Log in again."],
-  403: ["This key may not read runs", "Log in with a key that has the permission runs:read."],
+  403: ["This key is not allowed to read runs", "Log in with a key that has the permission runs:read."],
   404: ["No such run", "Check the id. The run may not have arrived yet, or its retention period may be over."],
   429: ["Too many requests", "This key has reached its rate limit. The page retries automatically."],
   500: ["The server failed", "Find the details in the server's log, under the number in the message."],

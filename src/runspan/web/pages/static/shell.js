@@ -133,7 +133,7 @@ function setLetters(areOn) {
     if (areOn) localStorage.removeItem(SHORTCUTS_KEY);
     else localStorage.setItem(SHORTCUTS_KEY, "off");
   } catch {
-    announce("This browser keeps no settings of this page.");
+    announce("This browser does not keep the settings of this page.");
   }
 }
 

@@ -2,11 +2,11 @@
 
 import { getJson, runPage } from "../api.js";
 import { h, replace } from "../dom.js";
-import { duration, relativeTime, statusBadge, timeElement } from "../format.js";
-import { parseEpochMs } from "../instants.js";
-import { isolated } from "../invisible-characters.js";
+import { duration, statusBadge, timeElement } from "../format.js";
+import { isolated, visible } from "../invisible-characters.js";
+import { cutInMiddle } from "../run/step-labels.js";
 
-const MAX_SUGGESTIONS = 20;
+const PAGE_SIZE = 20;
 
 /**
  * Create the card of a side.
@@ -41,11 +41,7 @@ function runDescription({ id, loaded, error }) {
     return container(
       {},
       h("strong", {}, "No run chosen"),
-      h(
-        "p",
-        { class: "muted" },
-        "Choose a run from the list, or enter a run id. In the runs panel, press x to select a run.",
-      ),
+      h("p", { class: "muted" }, "Choose a run from the list, or enter its id."),
     );
   if (!loaded)
     return container({ "aria-busy": "true" }, h("span", { class: "skeleton" }), h("span", { class: "skeleton" }));
@@ -82,52 +78,104 @@ function runChooser(side, options) {
     input,
     h("button", { class: "button", type: "submit" }, "Choose"),
   );
-  const suggestions = h("div", { class: "suggestions" });
+  const runs = runList(options);
   const details = h(
     "details",
     { class: "run-picker-change", open: !side.id || Boolean(side.error) },
     h("summary", {}, side.id ? "Choose another run" : "Choose a run"),
     form,
-    suggestions,
+    runs.element,
   );
   let isLoaded = false;
   const loadOnce = () => {
     if (isLoaded || !details.open) return;
     isLoaded = true;
-    loadSuggestions(suggestions, options);
+    runs.load();
   };
   details.addEventListener("toggle", loadOnce);
   loadOnce();
   return details;
 }
 
-async function loadSuggestions(container, { workflowId, excludedId, onSelect }) {
-  const paragraph = (...children) => h("p", { class: "muted" }, children);
-  try {
-    const { body } = await getJson("/api/v1/runs", { workflowId, limit: MAX_SUGGESTIONS });
-    const runs = body.data.filter((run) => run.id !== excludedId);
-    if (!runs.length) {
-      const text = workflowId ? "There is no other run of this workflow." : "There are no runs.";
-      replace(container, paragraph(text));
-      return;
+/**
+ * The runs to choose from, the newest first, a page at a time.
+ *
+ * @returns {{element: Element, load: () => void}} load: shows the first page, or the next one.
+ */
+function runList({ workflowId, excludedId, onSelect }) {
+  const list = h("ul", {});
+  const title = h("p", { class: "muted", role: "status" });
+  const older = h(
+    "button",
+    { class: "button small", type: "button", hidden: true, onclick: () => load() },
+    "Older runs",
+  );
+  const before = h("input", { type: "datetime-local", onchange: () => restart() });
+  const isAny = h("input", { type: "checkbox", onchange: () => restart() });
+  let cursor = null;
+  let requests = 0;
+
+  const restart = () => {
+    cursor = null;
+    replace(list);
+    load();
+  };
+  const load = async () => {
+    const request = (requests += 1);
+    const workflow = isAny.checked ? "" : workflowId;
+    const to = before.value && new Date(before.value).toISOString();
+    try {
+      const { body } = await getJson("/api/v1/runs", { workflowId: workflow, to, limit: PAGE_SIZE, cursor });
+      if (request !== requests) return;
+      const runs = body.data.filter((run) => run.id !== excludedId);
+      list.append(...runs.map((run) => h("li", {}, runButton(run, onSelect))));
+      cursor = body.meta.cursor;
+      older.hidden = cursor === null;
+      replace(title, listTitle(list.children.length || cursor, workflow, to));
+    } catch (error) {
+      if (request !== requests) return;
+      older.hidden = true;
+      replace(title, `Runs could not be listed: ${error.title}. ${error.hint}`);
     }
-    const items = runs.map((run) => h("li", {}, suggestion(run, onSelect)));
-    const title = workflowId ? ["Newest runs of ", isolated(workflowId)] : "Newest runs";
-    replace(container, paragraph(title), h("ul", {}, items));
-  } catch (error) {
-    replace(container, paragraph(`Runs could not be listed: ${error.title}. ${error.hint}`));
-  }
+  };
+  const element = h(
+    "div",
+    { class: "suggestions" },
+    h(
+      "div",
+      { class: "suggestions-bar" },
+      h("label", {}, "Started before ", before),
+      workflowId && h("label", { class: "diff-filter" }, isAny, " Any workflow"),
+    ),
+    title,
+    list,
+    older,
+  );
+  return { element, load };
 }
 
-function suggestion(run, onSelect) {
-  const started = parseEpochMs(run.startedAt ?? run.createdAt);
-  const cell = (css, text) => h("span", { class: `muted tabular-nums ${css}` }, text);
+function listTitle(hasRuns, workflow, to) {
+  const what = [workflow && [" of ", isolated(workflow)], to && [" that started before ", timeElement(to)]];
+  return hasRuns ? [to ? "Runs" : "Newest runs", what] : ["There is no other run", what, "."];
+}
+
+function runButton(run, onSelect) {
+  const { status, workflowId, startedAt, createdAt, durationMs } = run;
   return h(
     "button",
     { class: "suggestion", type: "button", onclick: () => onSelect(run.id) },
-    statusBadge(run.status),
-    h("span", { class: "mono suggestion-id" }, isolated(run.id)),
-    cell("", typeof run.durationMs === "number" ? duration(run.durationMs) : ""),
-    cell("suggestion-ago", started === null ? "" : relativeTime(started)),
+    h(
+      "span",
+      { class: "suggestion-line" },
+      statusBadge(status),
+      h("bdi", { class: "suggestion-workflow" }, visible(workflowId ?? "No workflow")),
+      h("span", { class: "tabular-nums" }, timeElement(startedAt ?? createdAt)),
+    ),
+    h(
+      "span",
+      { class: "suggestion-line muted" },
+      h("bdi", { class: "mono suggestion-id" }, cutInMiddle(visible(run.id))),
+      h("span", { class: "tabular-nums" }, typeof durationMs === "number" ? duration(durationMs) : ""),
+    ),
   );
 }

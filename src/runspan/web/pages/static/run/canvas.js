@@ -287,7 +287,7 @@ export class Canvas {
     this.isMovedByUser = true;
     this.updateLayout();
     this.scheduleRender(true);
-    announce(this.expanded.has(key) ? `${number(steps.length)} executions shown` : "Executions hidden");
+    announce(this.expanded.has(key) ? `${number(steps.length)} rounds shown` : "Rounds hidden");
   }
 
   turnPage(node, by) {

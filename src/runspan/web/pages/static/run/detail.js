@@ -8,10 +8,11 @@ import { durationOf, hasEnded } from "./document.js";
 import { icon, iconButton } from "./icons.js";
 import { Payloads } from "./payload.js";
 import { elapsedMs } from "./run-stats.js";
-import { attemptNumber, errorText, stepTitle } from "./step-labels.js";
-import { slowStepButton, traceLinks } from "./summary.js";
+import { attemptNumber, errorText, roundLabel, stepTitle } from "./step-labels.js";
+import { openSteps, slowStepButton, traceLinks } from "./summary.js";
 
 const MAX_EXECUTION_OPTIONS = 2000;
+const MAX_OPEN = 50;
 
 /** Shows the side panel in `element`. */
 export class Detail {
@@ -68,8 +69,9 @@ export class Detail {
 
   /** Update the elapsed time. */
   tick() {
-    const step = this.index === null ? null : this.run.steps[this.index];
-    if (step && !hasEnded(step.status)) this.durationElement.textContent = this.durationText(step);
+    if (this.index === null) return this.openDurations.forEach((update) => update());
+    const step = this.run.steps[this.index];
+    if (!hasEnded(step.status)) this.durationElement.textContent = this.durationText(step);
   }
 
   render() {
@@ -96,11 +98,22 @@ export class Detail {
   stepHeader(step) {
     const { index } = this;
     const last = this.run.steps.length - 1;
+    const round = roundLabel(step, this.stats);
     return [
       h(
         "div",
         { class: "detail-title" },
-        h("h2", { class: "wrap" }, statusIcon(step.status, 18), h("bdi", { class: "clamped" }, stepTitle(step))),
+        h(
+          "h2",
+          { class: "wrap", title: stepTitle(step) },
+          statusIcon(step.status, 18),
+          h(
+            "span",
+            { class: "clamped" },
+            h("bdi", {}, stepTitle(step)),
+            round && h("span", { class: "muted" }, `, ${round}`),
+          ),
+        ),
         h(
           "p",
           { class: "muted wrap clamped" },
@@ -190,7 +203,7 @@ export class Detail {
     const select = h(
       "select",
       {
-        "aria-label": "Execution",
+        "aria-label": "Round",
         onchange: (event) => this.select(Number(event.target.value)),
         dataset: { name: "execution" },
       },
@@ -201,14 +214,14 @@ export class Detail {
       "div",
       { class: "executions" },
       icon("loop"),
-      h("span", {}, "Execution "),
+      h("span", {}, "Round "),
       select,
       h("span", { class: "muted tabular-nums" }, `of ${number(indexes.length)}`),
       h(
         "span",
         { class: "executions-nav" },
-        tool("previous", "Previous execution", () => this.select(indexes[current - 1]), current === 0),
-        tool("next", "Next execution", () => this.select(indexes[current + 1]), current === last),
+        tool("previous", "Previous round", () => this.select(indexes[current - 1]), current === 0),
+        tool("next", "Next round", () => this.select(indexes[current + 1]), current === last),
       ),
     );
   }
@@ -216,14 +229,32 @@ export class Detail {
   runNodes() {
     const { slowest, models } = this.stats;
     const total = durationOf(this.run) || slowest[0]?.ms;
-    const rows = slowest.map(({ index, ms }) =>
+    const rows = slowest.map(({ index, ms, count }) =>
       slowStepButton(this.run.steps[index], ms, {
+        count,
         share: ms / total,
         onclick: () => this.select(index),
         hasIcon: true,
       }),
     );
+    const open = openSteps(this.run, this.stats, this.select, MAX_OPEN);
+    this.openDurations = open.map(({ update }) => update);
     return [
+      open.length > 0 &&
+        h(
+          "section",
+          {},
+          h(
+            "h3",
+            {},
+            this.stats.open.length > MAX_OPEN ? `Open steps, the longest ${MAX_OPEN}` : "Open steps, longest first",
+          ),
+          h(
+            "ol",
+            { class: "slow-list" },
+            open.map(({ button }) => h("li", {}, button)),
+          ),
+        ),
       rows.length > 0 &&
         h(
           "section",

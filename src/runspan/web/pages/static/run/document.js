@@ -6,7 +6,7 @@ import { children, findMember, readString, valueType } from "./json.js";
 
 const MAX_LABEL = 300;
 const MAX_MESSAGE = 2000;
-const MAX_CHILD_RUN_ID = 512;
+const MAX_LINKED_RUN_ID = 512;
 const MAX_ATTEMPTS = 100;
 const FINAL_STATUSES = new Set(["completed", "failed", "cancelled", "timed_out"]);
 const COMMON_PAYLOADS = ["input", "output", "error"];
@@ -57,7 +57,7 @@ export function indexRun(text) {
     startedAt: label("startedAt"),
     completedAt: label("completedAt"),
     createdAt: label("createdAt"),
-    parentRunId: label("parentRunId"),
+    parentRunId: label("parentRunId") || parentRunIdOf(text, members.get("input")),
     durationMs: numberOf(text, members.get("durationMs")),
     error: errorOf(text, members.get("error")),
     payloads: payloadsOf(members, RUN_MEMBERS),
@@ -192,9 +192,15 @@ function usageOf(text, output) {
   return { input, output: output_, total, cost: number("estimatedCostUsd"), model };
 }
 
-function childRunIdOf(text, output) {
-  const bounds = output ? findMember(text, output.start, "runId") : null;
-  return bounds && valueType(text, bounds.start) === "string" ? labelOf(text, bounds, MAX_CHILD_RUN_ID) : "";
+const childRunIdOf = (text, output) => runIdIn(text, output, "runId");
+
+/** A parent may pass its id on in the input. */
+const parentRunIdOf = (text, input) => runIdIn(text, input, "parentRunId");
+
+function runIdIn(text, payload, key) {
+  const isObject = payload && valueType(text, payload.start) === "object";
+  const bounds = isObject ? findMember(text, payload.start, key) : null;
+  return bounds && valueType(text, bounds.start) === "string" ? labelOf(text, bounds, MAX_LINKED_RUN_ID) : "";
 }
 
 function maxAttemptsOf(text, policy) {

@@ -36,7 +36,7 @@ export const EXECUTIONS_PER_PAGE = CELLS_PER_ROW * MAX_CELL_ROWS;
  * @returns {{width: number, height: number, nodes: object[], frames: object[], lines: object[]}}
  *   nodes: {key, steps, x, y, w, h, kind, isExpanded} in reading order. steps: indexes of the executions. kind: "step",
  *   "loop" for several executions, or "header" for a loop's own step in the title of its frame.
- *   frames: {x, y, w, h, header, iterations}, with 0 iterations for a block of parallel steps.
+ *   frames: {x, y, w, h}, around the body of a loop or a block of parallel steps.
  *   lines: {points: [x1, y1, x2, y2], isInferred, hasArrow}, the segments of the edges.
  */
 export function layoutSteps(steps, { expanded = new Set() } = {}) {
@@ -209,16 +209,16 @@ function collect(group, centre, top, layout) {
       layout.nodes.push({ key: item.key, steps: item.steps, kind, isExpanded: item.isExpanded, ...box });
       continue;
     }
-    layout.frames.push({ ...box, header: item.header, iterations: item.iterations });
+    layout.frames.push(box);
     if (item.header !== null) {
       const title = { ...box, h: SIZE.frameTitle - 4 };
-      layout.nodes.push({ key: item.key, steps: [item.header], kind: "header", isExpanded: false, ...title });
+      layout.nodes.push({ key: item.key, steps: item.header, kind: "header", isExpanded: false, ...title });
     }
     const left = box.x + (box.w - item.group.width) / 2;
     collect(item.group, left - item.group.left, box.y + SIZE.frameTitle, layout);
   }
   for (const { x, y, w, h } of new Set(group.items.map((item) => item.block).filter(Boolean))) {
-    layout.frames.push({ x: centre + x - w / 2, y: top + y, w, h, header: null, iterations: 0 });
+    layout.frames.push({ x: centre + x - w / 2, y: top + y, w, h });
   }
   for (const edge of group.edges) layout.lines.push(...linesOf(edge, centre, top));
 }

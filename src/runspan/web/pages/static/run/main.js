@@ -21,17 +21,17 @@ async function open() {
   try {
     const response = await getText(runApiPath(runId));
     const loaded = await loadRun(response.text);
-    start(loaded, response.incomplete);
+    start(loaded, response);
   } catch (error) {
     if (error.status === 401) redirectToLogin();
     else showError(error);
   }
 }
 
-function start(loaded, incomplete) {
+function start(loaded, response) {
   const page = new RunPage();
   replace(container, page.element);
-  page.show(loaded, { incomplete });
+  page.show(loaded, response);
   if (!hasEnded(loaded.run.status)) follow(page, loaded);
   setInterval(() => page.tick(), 1000);
   page.loadTraceLinks(runId);
@@ -49,14 +49,14 @@ function follow(page, loaded) {
     poller.begin();
     const started = performance.now();
     try {
-      const { text, incomplete } = await getText(runApiPath(runId));
+      const response = await getText(runApiPath(runId));
       const responseTime = performance.now() - started;
-      const hasChanged = text !== loaded.text;
+      const hasChanged = response.text !== loaded.text;
       page.showError(null);
       if (hasChanged) {
-        loaded = await loadRun(text);
-        page.show(loaded, { incomplete });
-      }
+        loaded = await loadRun(response.text);
+        page.show(loaded, response);
+      } else page.setObservedAt(response.observedAt);
       if (hasEnded(loaded.run.status)) return;
       delay = hasChanged ? MIN_DELAY : Math.min(delay * UNCHANGED_FACTOR, MAX_DELAY);
       delay = Math.max(delay, responseTime * RESPONSE_TIME_FACTOR);

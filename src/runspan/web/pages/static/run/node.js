@@ -8,7 +8,15 @@ import { durationOf } from "./document.js";
 import { icon, iconButton } from "./icons.js";
 import { EXECUTIONS_PER_PAGE } from "./layout.js";
 import { countByStatus } from "./run-stats.js";
-import { accessibleName, attemptLabel, attemptNumber, statusText, stepDetails, stepTitle } from "./step-labels.js";
+import {
+  accessibleName,
+  attemptLabel,
+  cutInMiddle,
+  attemptNumber,
+  statusText,
+  stepDetails,
+  stepTitle,
+} from "./step-labels.js";
 
 const executionsOf = (item, run) => item.steps.map((index) => run.steps[index]);
 
@@ -66,14 +74,14 @@ export function createNode(node, options) {
   style.transform = `translate(${node.x}px, ${node.y}px)`;
   style.width = `${node.w}px`;
   style.height = `${node.h}px`;
-  if (isRepeated) style.setProperty("--badge-width", `${3 + 0.45 * String(node.steps.length).length}rem`);
+  if (isRepeated) style.setProperty("--badge-width", `${3.4 + 0.45 * String(node.steps.length).length}rem`);
   return element;
 }
 
 function nodeBody(node, main, value, { run, now, actions, selected, isTabStop }, isSelected) {
   const label =
     node.steps.length > 1
-      ? `${stepTitle(main)}, ${number(node.steps.length)} executions, ${countsText(node, run)}`
+      ? `${stepTitle(main)}, ${number(node.steps.length)} rounds, ${countsText(node, run)}`
       : accessibleName(main, run.origin, now);
   return h(
     "button",
@@ -90,7 +98,7 @@ function nodeBody(node, main, value, { run, now, actions, selected, isTabStop },
     h(
       "span",
       { class: "node-text" },
-      h("bdi", { class: "node-name" }, stepTitle(main)),
+      h("bdi", { class: "node-name" }, cutInMiddle(stepTitle(main))),
       h("span", { class: "node-meta" }, nodeMeta(node, main, run, now)),
     ),
   );
@@ -107,10 +115,7 @@ function nodeBody(node, main, value, { run, now, actions, selected, isTabStop },
 export function nodeMeta(node, main, run, now) {
   if (node.steps.length > 1) {
     const total = executionsOf(node, run).reduce((sum, step) => sum + Math.max(0, durationOf(step) ?? 0), 0);
-    return [
-      main.type && `${visible(main.type)} · `,
-      h("span", { class: "tabular-nums" }, `${duration(total)} in total`),
-    ];
+    return [main.type && `${visible(main.type)} · `, h("span", { class: "tabular-nums" }, `${duration(total)} total`)];
   }
   const details = stepDetails(main, run.origin, now).filter((text) => text !== attemptLabel(main));
   return h("bdi", { class: "tabular-nums" }, details.join(" · ") || status(main.status).label);
@@ -126,7 +131,9 @@ function countsText(node, run) {
 function nodeBadge(node, main, { actions }) {
   if (node.steps.length > 1) {
     const count = number(node.steps.length);
-    const label = `${node.isExpanded ? "Hide" : "Show"} the ${count} executions`;
+    if (node.kind === "header")
+      return h("span", { class: "node-count tabular-nums", "aria-hidden": "true" }, `×${count}`);
+    const label = `${node.isExpanded ? "Hide" : "Show"} the ${count} rounds`;
     return h(
       "button",
       {
@@ -175,7 +182,7 @@ function executionCells(node, { run, now, actions, selected, firstExecution: fir
         class: `cell ${status(step.status).css}`,
         type: "button",
         dataset: { step: index },
-        "aria-label": `Execution ${first + position + 1}, ${accessibleName(step, run.origin, now)}`,
+        "aria-label": `Round ${first + position + 1}, ${accessibleName(step, run.origin, now)}`,
         "aria-current": index === selected ? "true" : null,
         onclick: () => actions.select(index),
       },
@@ -188,13 +195,13 @@ function executionCells(node, { run, now, actions, selected, firstExecution: fir
   const pager = h(
     "div",
     { class: "cells-pager tabular-nums" },
-    turnButton("previous", "Earlier executions", -EXECUTIONS_PER_PAGE, first === 0),
+    turnButton("previous", "Earlier rounds", -EXECUTIONS_PER_PAGE, first === 0),
     `${number(first + 1)}–${number(last)} of ${number(total)}`,
-    turnButton("next", "Later executions", EXECUTIONS_PER_PAGE, last === total),
+    turnButton("next", "Later rounds", EXECUTIONS_PER_PAGE, last === total),
   );
   return h(
     "div",
-    { class: "cells", role: "group", "aria-label": "Executions" },
+    { class: "cells", role: "group", "aria-label": "Rounds" },
     h("div", { class: "cells-grid" }, cells),
     total > EXECUTIONS_PER_PAGE && pager,
   );

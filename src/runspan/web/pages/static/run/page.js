@@ -8,8 +8,10 @@ import { Detail } from "./detail.js";
 import { hasEnded } from "./document.js";
 import { icon } from "./icons.js";
 import { findNeighbours } from "./neighbours.js";
+import { PrintView } from "./print-view.js";
 import { runStats } from "./run-stats.js";
 import { statusText, stepTitle } from "./step-labels.js";
+import { StepFinder } from "./step-finder.js";
 import { Summary } from "./summary.js";
 import { Timeline } from "./timeline.js";
 import { UrlState } from "./url-state.js";
@@ -46,12 +48,15 @@ export class RunPage {
       ),
     );
     this.panels = new Map(VIEWS.map(([name], position) => [name, panels[position]]));
-    const views = h("section", { class: "views", "aria-label": "Steps" }, this.tabs, this.empty, panels);
+    this.finder = new StepFinder({ select });
+    this.bar = h("div", { class: "view-bar" }, this.tabs, this.finder.element);
+    const views = h("section", { class: "views", "aria-label": "Steps" }, this.bar, this.empty, panels);
     this.element = h(
       "div",
       { class: "run" },
       this.summary.element,
       h("div", { class: "run-body" }, views, this.detail.element),
+      new PrintView(() => this).element,
     );
     this.addShortcuts();
   }
@@ -60,20 +65,31 @@ export class RunPage {
    * Show a run. A newer version of the same run keeps selection, scroll position and zoom.
    *
    * @param {object} loaded - The result of loadRun(). The page closes it when the next one is shown.
-   * @param {{incomplete?: string}} [options] - incomplete: what is missing from a newer revision.
+   * @param {{incomplete?: string, observedAt?: string}} [response] - What getText() returned.
    */
-  show(loaded, { incomplete = "" } = {}) {
+  show(loaded, { incomplete = "", observedAt = "" } = {}) {
     const previousStatus = this.run?.status;
     const isFirst = this.loaded === undefined;
     const selected = this.selectedExecution();
     this.loaded?.close();
-    Object.assign(this, { loaded, run: loaded.run, incomplete, stats: runStats(loaded.run) });
+    Object.assign(this, { loaded, run: loaded.run, incomplete, observedAt, stats: runStats(loaded.run) });
     this.selected = isFirst ? this.indexFromUrl() : this.findExecution(selected);
     document.title = `${this.run.workflowId || this.run.id}, ${statusText(this.run.status)} · runspan`;
+    this.finder.show(this.run, this.stats);
     this.showSummary();
     this.showEmptyState();
     this.render();
     if (!isFirst && previousStatus !== this.run.status) announce(`The run is now ${statusText(this.run.status)}`);
+  }
+
+  /**
+   * Note when the run was last observed, of a document that is otherwise the same.
+   *
+   * @param {string} observedAt - The time, "" if it is not known.
+   */
+  setObservedAt(observedAt) {
+    this.observedAt = observedAt;
+    this.summary.setObservedAt(observedAt);
   }
 
   /**
@@ -176,7 +192,8 @@ export class RunPage {
   showSummary() {
     const { step } = this.state.value;
     const missingStep = step === null || this.stats.executions.has(step) ? null : step;
-    this.summary.show(this.loaded, this.stats, { incomplete: this.incomplete, error: this.error, missingStep });
+    const { incomplete, observedAt, error } = this;
+    this.summary.show(this.loaded, this.stats, { incomplete, observedAt, error, missingStep });
   }
 
   render() {
@@ -231,7 +248,7 @@ export class RunPage {
 
   showEmptyState() {
     this.empty.hidden = this.run.steps.length > 0;
-    this.tabs.hidden = !this.empty.hidden;
+    this.bar.hidden = !this.empty.hidden;
     if (this.empty.hidden) return;
     const [title, text] = hasEnded(this.run.status)
       ? ["This run has no steps", "The side panel shows the input, the output and the error of the run."]
@@ -275,6 +292,7 @@ export class RunPage {
       const index = this.stats?.failure?.index ?? null;
       if (index !== null) this.select(index);
     };
+    shortcut("s", "Find a step", () => this.finder.focus());
     shortcut("j", "Next step", selectBy(1));
     shortcut("k", "Previous step", selectBy(-1));
     shortcut("e", "Go to the first failure", selectFailure);

@@ -1,10 +1,11 @@
-// Statistics of a run: steps by status, tokens and cost, the slowest steps and the first failure. Pure.
+// Statistics of a run: steps by status, tokens and cost, the slowest and the open steps, and the first failure. Pure.
 
 import { toEpochMs } from "../instants.js";
 import { durationOf, hasEnded } from "./document.js";
 
 const ATTENTION_ORDER = ["failed", "retrying", "running", "suspended", "pending", "completed", "skipped"];
 const MAX_SLOWEST = 5;
+const WAITING_TYPES = new Set(["approval", "wait", "event"]);
 
 /**
  * Return the statistics of a run.
@@ -14,7 +15,10 @@ const MAX_SLOWEST = 5;
  *   counts: see countByStatus().
  *   usage: {input, output, total, cost, calls} of all agent steps, or null; numbers that no step reports are null.
  *   models: the same with {model} for each model, the most expensive first.
- *   slowest: the steps that took longest, as {index, ms}.
+ *   slowest: the steps that took longest, as {index, ms, count}. ms: of all its count executions together. index: the
+ *     longest of them.
+ *   open: indexes of the steps that began and have not ended, the longest first; none of a run that has ended.
+ *   waiting: index of the step that a suspended run waits for, or null.
  *   failure: {index, error, count, tolerated} of the first failure, or null. index: the failed step, null if only the
  *     run failed. count: number of failed steps. tolerated: whether the run completed nevertheless.
  *   executions: Map of step id to the indexes of its executions.
@@ -24,6 +28,7 @@ export function runStats(run) {
     counts: countByStatus(run.steps),
     ...usageOf(run.steps),
     slowest: slowestOf(run),
+    ...openSteps(run),
     failure: failureOf(run),
     executions: new Map(
       [...Map.groupBy(run.steps, (step) => step.id)].map(([id, steps]) => [id, steps.map((step) => step.index)]),
@@ -81,15 +86,29 @@ function addUsage(sum, usage) {
   };
 }
 
-/** The longest execution of each step. The step of a loop covers its body and would only repeat it. */
+/** The step of a loop covers its body and would only repeat it. */
 function slowestOf(run) {
-  const longest = new Map();
+  const sums = new Map();
   for (const step of run.steps) {
     const ms = durationOf(step);
     if (ms === null || ms <= 0 || step.type === "loop") continue;
-    if (!(longest.get(step.id)?.ms >= ms)) longest.set(step.id, { index: step.index, ms });
+    const sum = sums.get(step.id) ?? { index: step.index, ms: 0, count: 0, longest: 0 };
+    if (ms > sum.longest) Object.assign(sum, { index: step.index, longest: ms });
+    sums.set(step.id, Object.assign(sum, { ms: sum.ms + ms, count: sum.count + 1 }));
   }
-  return [...longest.values()].sort((a, b) => b.ms - a.ms || a.index - b.index).slice(0, MAX_SLOWEST);
+  const slowest = [...sums.values()].sort((a, b) => b.ms - a.ms || a.index - b.index).slice(0, MAX_SLOWEST);
+  return slowest.map(({ index, ms, count }) => ({ index, ms, count }));
+}
+
+function openSteps(run) {
+  const isOpen = (step) => step.from !== null && step.to === null && step.status !== "pending";
+  const steps = hasEnded(run.status) ? [] : run.steps.filter(isOpen).sort((a, b) => a.from - b.from);
+  const waiting =
+    steps.find((step) => step.status === "suspended") ?? steps.find((step) => WAITING_TYPES.has(step.type)) ?? steps[0];
+  return {
+    open: steps.map((step) => step.index),
+    waiting: run.status === "suspended" && waiting ? waiting.index : null,
+  };
 }
 
 function failureOf(run) {

@@ -9,11 +9,17 @@ import { isolated, visible } from "../invisible-characters.js";
 import { hasEnded } from "./document.js";
 import { icon, iconButton } from "./icons.js";
 import { elapsedMs } from "./run-stats.js";
-import { errorText, statusText, stepTitle } from "./step-labels.js";
+import { silenceOf, silenceText } from "./silence.js";
+import { cutInMiddle, errorText, roundLabel, statusText, stepTitle } from "./step-labels.js";
+import { Tooltip } from "./tooltip.js";
 
 const SHOWN_SLOWEST = 3;
 const MAX_FILE_NAME = 100;
 const REVOKE_DELAY_MS = 60_000;
+const SILENT_HINT = "This run has not been heard from for longer than usual.";
+const DEAD_HINT =
+  "This run has not been heard from for more than a day. Its engine has probably ended without saying so: " +
+  "end it with runspan resolve.";
 
 /** Shows the header in `element`. */
 export class Summary {
@@ -37,6 +43,10 @@ export class Summary {
       this.notices,
     );
     this.clicksByStatus = new Map();
+    this.tooltip = new Tooltip(this.statList, (event) => {
+      const button = event.target.closest?.("[data-step]");
+      return button && { run: this.run, step: this.run.steps[Number(button.dataset.step)] };
+    });
   }
 
   /**
@@ -46,24 +56,27 @@ export class Summary {
    * @param {object} stats - The result of runStats().
    * @param {object} notices
    * @param {string} notices.incomplete - What is missing from a newer revision, "" if nothing is.
+   * @param {string} notices.observedAt - When an unfinished run was last observed, "" if that is not known.
    * @param {import("../api.js").ApiError|null} notices.error - The error of the last refresh.
    * @param {string|null} notices.missingStep - The id of a step in the address that the run does not have.
    */
-  show(loaded, stats, { incomplete, error, missingStep }) {
+  show(loaded, stats, { incomplete, observedAt, error, missingStep }) {
     const { run } = loaded;
     const focusable = () => [...this.element.querySelectorAll("a, button")];
     const focused = focusable().indexOf(document.activeElement);
-    Object.assign(this, { loaded, run, stats });
+    Object.assign(this, { loaded, run, stats, observedAt });
+    this.live = h("span", { class: "live" });
     replace(
       this.title,
       h("h1", { class: "wrap clamped" }, workflowTitle(run)),
       statusBadge(run.status),
-      !hasEnded(run.status) && liveBadge(),
+      !hasEnded(run.status) && this.live,
     );
     replace(this.meta, this.metaNodes());
     replace(this.statList, this.statNodes());
     replace(
       this.notices,
+      this.waitingNotice(),
       this.failureNotice(),
       incomplete && incompleteNotice(incomplete),
       missingStep !== null && missingStepNotice(missingStep),
@@ -74,10 +87,25 @@ export class Summary {
     if (focused >= 0) focusable()[focused]?.focus({ preventScroll: true });
   }
 
-  /** Update the elapsed time. */
+  /** Update what changes with the clock. */
   tick() {
     const ms = this.run.status === "pending" ? null : elapsedMs(this.run, this.run.origin, Date.now());
     this.durationElement.textContent = duration(ms);
+    for (const update of this.openDurations) update();
+    const silence = silenceOf(this.run, this.observedAt, Date.now());
+    const text = silence ? silenceText(silence) : "Live";
+    if (this.live.textContent === text) return;
+    this.live.classList.toggle("silent", silence !== null);
+    this.live.title = silence
+      ? `${silence.isDead ? DEAD_HINT : SILENT_HINT} Last observed: ${visible(this.observedAt)}`
+      : "This page updates automatically until the run ends.";
+    replace(this.live, h("span", { class: "live-dot", "aria-hidden": "true" }), text);
+  }
+
+  /** Note when the run was last observed, of a document that is otherwise the same. */
+  setObservedAt(observedAt) {
+    this.observedAt = observedAt;
+    this.tick();
   }
 
   /**
@@ -122,8 +150,11 @@ export class Summary {
     const value = (text) => h("dd", { class: "stat-value tabular-nums" }, text);
     this.durationElement = value();
     const split = usage && usage.input !== null && `${tokens(usage.input)} in · ${tokens(usage.output)} out`;
-    const slowest = stats.slowest.slice(0, SHOWN_SLOWEST).map(({ index, ms }) =>
+    const open = openSteps(run, stats, this.select, SHOWN_SLOWEST);
+    this.openDurations = open.map(({ update }) => update);
+    const slowest = stats.slowest.slice(0, SHOWN_SLOWEST).map(({ index, ms, count }) =>
       slowStepButton(run.steps[index], ms, {
+        count,
         share: ms / stats.slowest[0].ms,
         onclick: () => this.select(index),
       }),
@@ -133,7 +164,14 @@ export class Summary {
       stat("Steps", value(number(run.steps.length)), this.countNodes(), "stat-steps"),
       usage && stat("Tokens", value(tokens(usage.total)), split),
       usage && stat("Cost", value(cost(usage.cost)), this.modelNodes()),
-      slowest.length > 1 && stat("Slowest", h("dd", { class: "slowest" }, slowest), null, "stat-slowest"),
+      open.length > 0
+        ? slowStat(
+            stats.open.length > open.length
+              ? `Open, longest ${open.length} of ${number(stats.open.length)}`
+              : "Open, longest first",
+            open.map(({ button }) => button),
+          )
+        : slowest.length > 1 && slowStat("Slowest", slowest),
     ];
   }
 
@@ -182,13 +220,49 @@ export class Summary {
     return models.length === 1 && models[0].model ? [calls, " · ", isolated(models[0].model)] : calls;
   }
 
+  waitingNotice() {
+    if (this.run.status !== "suspended") return null;
+    const { waiting } = this.stats;
+    if (waiting === null)
+      return h("p", { class: "notice waiting" }, "The run is waiting, and none of its steps says for what.");
+    const step = this.run.steps[waiting];
+    const since = h("span", { class: "tabular-nums" });
+    const update = () =>
+      replace(
+        since,
+        `, since `,
+        timeElement(step.startedAt),
+        ` (${duration(elapsedMs(step, this.run.origin, Date.now()))})`,
+      );
+    update();
+    return h(
+      "div",
+      { class: "notice waiting" },
+      statusIcon("suspended"),
+      h(
+        "p",
+        { class: "wrap" },
+        "Waiting for ",
+        h("strong", {}, h("bdi", {}, stepTitle(step))),
+        step.type && [" (", isolated(step.type), ")"],
+        since,
+      ),
+      button("Show step", () => this.select(waiting)),
+    );
+  }
+
   failureNotice() {
     const { failure } = this.stats;
     if (!failure) return null;
     const step = failure.index === null ? null : this.run.steps[failure.index];
+    const round = step && roundLabel(step, this.stats);
     const more = failure.count > 1 ? `, the first of ${number(failure.count)} failures` : "";
     const title = step
-      ? [h("bdi", {}, stepTitle(step)), failure.tolerated ? ` failed, but the run continued${more}` : ` failed${more}`]
+      ? [
+          h("bdi", {}, stepTitle(step)),
+          round && `, ${round},`,
+          failure.tolerated ? ` failed, but the run continued${more}` : ` failed${more}`,
+        ]
       : "The run failed, but none of its steps did";
     const message = failure.error && errorText(failure.error);
     return h(
@@ -267,19 +341,41 @@ export function traceLinks(links, css = "button small") {
  * @param {object} options
  * @param {number} options.share - Length of the bar, 0 to 1.
  * @param {() => void} options.onclick - Click listener.
+ * @param {number} [options.count] - The number of executions that took this long together.
  * @param {boolean} [options.hasIcon] - Whether to show the status icon.
  */
-export function slowStepButton(step, ms, { share, onclick, hasIcon = false }) {
+export function slowStepButton(step, ms, { share, onclick, count = 1, hasIcon = false }) {
   const bar = h("span", { class: `slow-share ${status(step.status).css}` });
   bar.style.setProperty("--share", Math.min(1, share));
   return h(
     "button",
-    { class: "slow", type: "button", onclick },
+    { class: "slow", type: "button", onclick, dataset: { step: step.index } },
     hasIcon && statusIcon(step.status, 14),
-    h("bdi", { class: "slow-name" }, stepTitle(step)),
+    h("bdi", { class: "slow-name" }, cutInMiddle(stepTitle(step))),
+    count > 1 &&
+      h("span", { class: "slow-count muted", title: `${number(count)} rounds in total` }, `×${number(count)}`),
     h("span", { class: "slow-bar", "aria-hidden": "true" }, bar),
-    h("span", { class: "tabular-nums" }, duration(ms)),
+    h("span", { class: "tabular-nums slow-ms" }, duration(ms)),
   );
+}
+
+/**
+ * Return buttons that show the open steps of a run, the longest first, as {button, update}. update() sets the time that
+ * the step has taken until now.
+ *
+ * @param {object} run - The result of indexRun().
+ * @param {object} stats - The result of runStats().
+ * @param {(index: number) => void} select - Called to select a step.
+ * @param {number} limit - Maximum number of steps.
+ */
+export function openSteps(run, stats, select, limit) {
+  const elapsed = (index) => elapsedMs(run.steps[index], run.origin, Date.now());
+  const longest = stats.open.length ? elapsed(stats.open[0]) : 0;
+  return stats.open.slice(0, limit).map((index) => {
+    const options = { share: elapsed(index) / Math.max(longest, 1), onclick: () => select(index), hasIcon: true };
+    const button = slowStepButton(run.steps[index], elapsed(index), options);
+    return { button, update: () => (button.lastChild.textContent = duration(elapsed(index))) };
+  });
 }
 
 function button(content, onclick, attributes = {}) {
@@ -293,13 +389,8 @@ function workflowTitle(run) {
   return h("a", { class: "title-link", href: page, title: "Statistics of this workflow" }, isolated(run.workflowId));
 }
 
-function liveBadge() {
-  return h(
-    "span",
-    { class: "live", title: "This page updates automatically until the run ends." },
-    h("span", { class: "live-dot", "aria-hidden": "true" }),
-    "Live",
-  );
+function slowStat(name, buttons) {
+  return stat(name, h("dd", { class: "slowest" }, buttons), null, "stat-slowest");
 }
 
 function stat(name, value, note, css = "") {
@@ -324,7 +415,7 @@ function missingStepNotice(id) {
   return h(
     "p",
     { class: "notice wrap", role: "status" },
-    h("span", {}, h("strong", {}, "The address names a step that this run does not have: "), isolated(id)),
+    h("span", {}, h("strong", {}, "This link leads to a step that is not in this run: "), isolated(id)),
   );
 }
 

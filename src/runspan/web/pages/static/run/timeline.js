@@ -1,16 +1,20 @@
 // The timeline view: steps as bars over time, in rows of which only the visible ones are elements.
 
+import { getText, runApiPath, runPage } from "../api.js";
 import { h, keyedChildren, replace } from "../dom.js";
 import { number, statusIcon } from "../format.js";
-import { toEpochMs } from "../instants.js";
+import { millisecondsBetween, toEpochMs } from "../instants.js";
+import { isolated, visible } from "../invisible-characters.js";
 import { hasEnded } from "./document.js";
 import { iconButton } from "./icons.js";
+import { loadRun } from "./loaded-run.js";
 import { mainExecution, statusOf } from "./node.js";
-import { accessibleName, statusText, stepTitle } from "./step-labels.js";
+import { accessibleName, cutInMiddle, statusText, stepTitle } from "./step-labels.js";
 import { TimeAxis, TimeAxisView } from "./time-axis.js";
 import { barInterval, createBars } from "./timeline-bars.js";
 import { timelineRows } from "./timeline-rows.js";
 import { Tooltip } from "./tooltip.js";
+import { formatUrlState } from "./url-state.js";
 import { trackPress } from "./viewport-input.js";
 
 const ROW_HEIGHT = 32; // as in views.css
@@ -34,6 +38,7 @@ export class Timeline {
       select,
       selected: null,
       expanded: new Set(),
+      children: new Map(), // id of a sub-workflow's run -> the run, or why it is not shown; see timelineRows()
       tabStop: null, // key of the row that the Tab key reaches
       frame: 0,
       needsRebuild: false,
@@ -83,7 +88,10 @@ export class Timeline {
     const isNewSelection = this.selected !== selected || this.run === undefined;
     const isNewRun = this.run !== run;
     Object.assign(this, { run, selected });
-    if (isNewRun) this.updateRows();
+    if (isNewRun) {
+      for (const [id, child] of this.children) if (!child.run || !hasEnded(child.run.status)) this.children.delete(id);
+      this.updateRows();
+    }
     if (isNewSelection && selected !== null) this.reveal(selected);
     this.scheduleRender(true);
   }
@@ -113,7 +121,8 @@ export class Timeline {
 
   updateRows() {
     const { run } = this;
-    this.rows = timelineRows(run.steps, this.expanded);
+    this.rows = timelineRows(run, this.expanded, this.children);
+    for (const row of this.rows) if (row.kind === "note" && !row.note) this.loadChild(row.childRunId);
     this.now = Date.now();
     const timed = run.steps.filter((step) => step.from !== null);
     const first = timed.reduce((min, step) => Math.min(min, step.from), run.from ?? Infinity);
@@ -134,7 +143,7 @@ export class Timeline {
   }
 
   reveal(index) {
-    const isShownIn = (row) => row.steps.includes(index);
+    const isShownIn = (row) => row.run === this.run && row.steps.includes(index);
     let position = this.rows.findIndex((row) => isShownIn(row) && !this.isExpanded(row));
     if (position < 0) position = this.rows.findIndex(isShownIn);
     if (position < 0) return;
@@ -143,7 +152,7 @@ export class Timeline {
   }
 
   isExpanded(row) {
-    return row.kind === "loop" && this.expanded.has(row.key);
+    return row.isExpandable && this.expanded.has(row.key);
   }
 
   scrollToRow(position) {
@@ -210,23 +219,24 @@ export class Timeline {
   }
 
   createRow(row, position) {
-    const { run, axis, last, now, selected } = this;
+    if (row.kind === "note") return this.placeRow(noteRow(row, row.key === this.tabStop), row, position);
+    const { axis, last, now } = this;
+    const { run } = row;
+    const isOwn = run === this.run;
+    const selected = isOwn ? this.selected : null;
     const main = run.steps[mainExecution(row, run)];
     const value = statusOf(row, run);
-    const isSelected = row.steps.includes(selected) && !this.isExpanded(row);
+    const isSelected = row.steps.includes(selected) && !(row.kind === "loop" && this.isExpanded(row));
     const element = h(
       "div",
       {
-        class: `timeline-row ${row.kind}${isSelected ? " selected" : ""}`,
+        class: `timeline-row ${row.kind}${isSelected ? " selected" : ""}${isOwn ? "" : " of-child"}`,
         role: "treeitem",
         "aria-level": row.level,
-        "aria-posinset": position + 1,
-        "aria-setsize": this.rows.length,
         "aria-selected": String(isSelected),
-        "aria-expanded": row.kind === "loop" ? String(this.isExpanded(row)) : null,
+        "aria-expanded": row.isExpandable ? String(this.isExpanded(row)) : null,
         "aria-label": this.rowLabel(row, main, value),
         tabindex: row.key === this.tabStop ? "0" : "-1",
-        dataset: { position },
         onclick: (event) => this.onClick(event, row, main),
       },
       h("div", { class: "timeline-label" }, labelNodes(row, main, value)),
@@ -238,29 +248,63 @@ export class Timeline {
           h("span", { class: "bar-text tabular-nums none" }, statusText(value)),
       ),
     );
+    return this.placeRow(element, row, position);
+  }
+
+  placeRow(element, row, position) {
+    element.dataset.position = position;
+    element.setAttribute("aria-posinset", position + 1);
+    element.setAttribute("aria-setsize", this.rows.length);
     element.style.transform = `translateY(${position * ROW_HEIGHT}px)`;
     element.style.setProperty("--level", row.level - 1);
     return element;
   }
 
   rowLabel(row, main, value) {
-    if (row.kind === "loop") return `${stepTitle(main)}, ${number(row.steps.length)} executions, ${statusText(value)}`;
-    const name = accessibleName(main, this.run.origin, this.now);
-    return row.kind === "execution" ? `Execution ${row.execution}, ${name}` : name;
+    if (row.kind === "loop") return `${stepTitle(main)}, ${number(row.steps.length)} rounds, ${statusText(value)}`;
+    const name = accessibleName(main, row.run.origin, this.now);
+    const label = row.kind === "execution" ? `Round ${row.execution}, ${name}` : name;
+    return row.run === this.run ? label : `${label}, in the child run`;
   }
 
   onClick(event, row, main) {
     this.tabStop = row.key;
     if (event.target.closest(".timeline-toggle")) this.toggle(row);
-    else this.select(this.executionAt(event, row) ?? main.index);
+    else this.open(row, this.executionAt(event, row) ?? main.index);
+  }
+
+  /** Select a step, or go to the page of its run if that is the run of a sub-workflow. */
+  open(row, index) {
+    if (row.run === this.run) return this.select(index);
+    const { id } = row.run.steps[index];
+    const execution = row.run.steps.filter((step) => step.id === id && step.index <= index).length;
+    const page = runPage(row.run.id);
+    if (page) location.assign(page + formatUrlState({ view: "timeline", step: id, execution, tab: null }));
+  }
+
+  /** Load the run of a sub-workflow, and show its steps at their times. */
+  async loadChild(id) {
+    const child = {};
+    this.children.set(id, { note: "Loading the child run…" });
+    try {
+      const path = runApiPath(id);
+      const loaded = await loadRun((await getText(path)).text);
+      loaded.close();
+      child.run = shiftTimes(loaded.run, this.run.origin);
+    } catch (error) {
+      child.note = `${error.title ?? "The child run cannot be shown"}: ${error.message}`;
+    }
+    this.children.set(id, child);
+    this.updateRows();
+    this.scheduleRender(true);
   }
 
   /** The step for the tooltip. */
   stepAt(event) {
     const element = event.target.closest?.(".timeline-row");
     const row = element && this.rows[Number(element.dataset.position)];
-    if (!row) return null;
-    return { run: this.run, step: this.run.steps[this.executionAt(event, row) ?? mainExecution(row, this.run)] };
+    if (!row?.steps.length) return null;
+    return { run: row.run, step: row.run.steps[this.executionAt(event, row) ?? mainExecution(row, row.run)] };
   }
 
   /** The execution of a loop whose bar is nearest to the pointer; null outside of a loop's track. */
@@ -269,11 +313,11 @@ export class Timeline {
     if (row.kind !== "loop" || !track) return null;
     const ms = this.axis.toTime(event.clientX - track.getBoundingClientRect().left);
     const distance = (index) => {
-      const { from, to } = barInterval(this.run.steps[index], this.last);
+      const { from, to } = barInterval(row.run.steps[index], this.last);
       return ms < from ? from - ms : Math.max(0, ms - to);
     };
     return row.steps
-      .filter((index) => this.run.steps[index].from !== null)
+      .filter((index) => row.run.steps[index].from !== null)
       .reduce((best, index) => (best === null || distance(index) < distance(best) ? index : best), null);
   }
 
@@ -298,10 +342,12 @@ export class Timeline {
       End: last,
     }[event.key];
     if (target !== undefined) this.moveFocus(Math.min(Math.max(target, 0), last));
-    else if (event.key === "Enter" || event.key === " ") this.select(mainExecution(row, this.run));
-    else if (event.key === "ArrowRight" && row.kind === "loop" && !this.isExpanded(row)) this.toggle(row);
+    else if (event.key === "Enter" || event.key === " ") {
+      if (row.steps.length) this.open(row, mainExecution(row, row.run));
+    } else if (event.key === "ArrowRight" && row.isExpandable && !this.isExpanded(row)) this.toggle(row);
     else if (event.key === "ArrowLeft" && this.isExpanded(row)) this.toggle(row);
-    else if (event.key === "ArrowLeft" && row.kind === "execution") this.moveFocus(position - row.execution);
+    else if (event.key === "ArrowLeft" && row.level > 1)
+      this.moveFocus(this.rows.findLastIndex((one, at) => at < position && one.level < row.level));
     else return;
     event.preventDefault();
   }
@@ -331,14 +377,45 @@ export class Timeline {
   }
 }
 
+function noteRow(row, isTabStop) {
+  return h(
+    "div",
+    {
+      class: "timeline-row note",
+      role: "treeitem",
+      "aria-level": row.level,
+      "aria-selected": "false",
+      "aria-label": visible(row.note),
+      tabindex: isTabStop ? "0" : "-1",
+    },
+    h(
+      "div",
+      { class: "timeline-label muted", title: visible(row.note) },
+      isolated(row.note, { class: "timeline-name" }),
+    ),
+  );
+}
+
+/** Count the times of a run from another origin. */
+function shiftTimes(run, origin) {
+  if (!run.origin || !origin) return run;
+  const offset = millisecondsBetween(origin, run.origin);
+  for (const item of [run, ...run.steps, ...run.steps.flatMap((step) => step.attempts ?? [])]) {
+    if (item.from !== null) item.from += offset;
+    if (item.to !== null) item.to += offset;
+  }
+  run.origin = origin;
+  return run;
+}
+
 function labelNodes(row, main, value) {
   const isLoop = row.kind === "loop";
   const name =
     row.kind === "execution"
-      ? h("span", { class: "tabular-nums" }, `Execution ${number(row.execution)}`)
-      : h("bdi", { class: "timeline-name", title: stepTitle(main) }, stepTitle(main));
+      ? h("span", { class: "tabular-nums" }, `Round ${number(row.execution)}`)
+      : h("bdi", { class: "timeline-name" }, cutInMiddle(stepTitle(main)));
   return [
-    isLoop && h("span", { class: "timeline-toggle", "aria-hidden": "true" }),
+    row.isExpandable && h("span", { class: "timeline-toggle", "aria-hidden": "true" }),
     statusIcon(value),
     name,
     isLoop && h("span", { class: "timeline-count tabular-nums" }, `×${number(row.steps.length)}`),
