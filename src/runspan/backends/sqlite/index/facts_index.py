@@ -366,21 +366,20 @@ def _source(
 
     That is a filter whose runs are in the order of the list, or few enough to be sorted; else the order of the list.
     """
+    is_by_start = query.order == "start"
+    most = max(1, _FEW // 10) if is_by_start else _FEW  # by start, a filter that more runs match is in order too
+    of_value = "run_values WHERE tenant = ? AND kind = ? AND value = ?"
     counts = {
-        kind: sum(
-            _count(connection, "run_values WHERE tenant = ? AND kind = ? AND value = ?", tenant, kind, value)
-            for value in values
-        )
+        kind: sum(_count(connection, most, of_value, tenant, kind, value) for value in values)
         for kind, values in chosen.items()
     }
-    is_by_start = query.order == "start"
-    usable = [kind for kind in counts if counts[kind] < _FEW or (is_by_start and len(chosen[kind]) == 1)]
+    usable = [kind for kind in counts if counts[kind] < most or (is_by_start and len(chosen[kind]) == 1)]
     rarest = min(usable, key=counts.__getitem__, default=None)
-    few = _FEW if rarest is None else min(_FEW, counts[rarest])
+    few = most if rarest is None else min(most, counts[rarest])
     long = "indexed_runs AS runs INDEXED BY runs_by_duration"
     if query.min_duration is not None and query.order != "duration":
         of_duration = f"{long} WHERE runs.tenant = ? AND runs.duration >= ?"
-        if _count(connection, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
+        if _count(connection, most, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
             return f"{long} WHERE", [], "runs.id"
     if rarest is not None:
         values = chosen[rarest]
@@ -393,14 +392,14 @@ def _source(
     if query.since is not None or query.until is not None:
         since, until = query.since or 0, MAX_NS if query.until is None else query.until
         edges = since // MILLISECOND, first_id(connection, until)
-        if _count(connection, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < _FEW:
+        if _count(connection, most, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < most:
             return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
     return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", [], "runs.id"
 
 
-def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:
-    """Return how many rows there are, at most ``_FEW``."""
-    sql = f"SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT {_FEW})"  # noqa: S608 constants
+def _count(connection: sqlite3.Connection, most: int, rows: str, *values: int) -> int:
+    """Return how many rows there are, at most so many."""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT {most})"  # noqa: S608 constants
     return int(connection.execute(sql, values).fetchone()[0])
 
 
