@@ -16,11 +16,13 @@ from rich.text import Text
 from runspan.cli import options
 from runspan.cli.output import escape_control, new_table, print_table
 from runspan.contracts import MAX_STATS_LIMIT, STATS_DIMENSIONS, StatsDimension, StatsGroup, StatsPage, StatsQuery
-from runspan.model.timestamps import MILLISECOND, SECOND, UNITS, parse_ns, rfc3339
+from runspan.model.timestamps import SECOND, UNITS, parse_ns, rfc3339
 
 _SHOWN_BY_DEFAULT: Final = {"day": 30 * UNITS["d"], "hour": UNITS["d"]}
 """How far days and hours go back without ``--from``, in nanoseconds."""
 _LONGEST_CELL: Final = 100
+_LONG_UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60))
+"""Units of durations with their seconds; from two of one on, it is shown."""
 _FAILURES: Final = ("failed", "timed_out")
 
 
@@ -178,8 +180,9 @@ def _milliseconds(value: float | None) -> str:
         return ""
     if value < 1000:
         return f"{value:.0f} ms"
-    seconds = value * MILLISECOND / SECOND
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    seconds = value / 1000
+    unit, length = next(((unit, length) for unit, length in _LONG_UNITS if seconds >= 2 * length), ("s", 1))
+    return f"{seconds / length:.1f} {unit}"
 
 
 def _number(member: str) -> Callable[[StatsGroup], str]:

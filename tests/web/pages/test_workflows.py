@@ -86,7 +86,7 @@ def test_the_overview_shows_what_the_api_says(page: Page, filled: str) -> None:
     expect(row.get_by_role("img", name=re.compile("Runs by day"))).to_be_visible()
     expect(table(page, "Models")).to_have_text(re.compile("claude-sonnet-4-6"))
     page.get_by_text("As a table").click()
-    expect(table(page, "Spend by day, the last 92 days of the time").first).to_be_visible()
+    expect(table(page, "Spend by day, last 92 days").first).to_be_visible()
 
 
 def test_links_lead_to_the_runs_that_were_counted(page: Page, filled: str) -> None:
@@ -136,7 +136,7 @@ def test_the_page_of_a_workflow(page: Page, filled: str) -> None:
     expect(table(page, "Models").locator("td").first).to_have_text(f"${0.019 * 17:.4f}")
     expect(page.get_by_role("heading", name="Failures by error")).to_have_count(0)
     page.get_by_text("As a table").first.click()
-    days = table(page, "Runs by day, the last 92 days of the time")
+    days = table(page, "Runs by day, last 92 days")
     first = int(days.first.locator("td").first.inner_text())
     days.first.get_by_role("link").click()
     expect(page.locator("table.runs tbody tr")).to_have_count(first)

@@ -236,12 +236,13 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
-    conditions, bound = _conditions(connection, query, chosen)
     if query.text is not None:
+        conditions, bound = _conditions(connection, query, chosen)
         ids = _ids_with_text(connection, query, tenant)
         return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
-    order = {"start": "runs.id DESC"}.get(query.order, f"runs.{query.order} DESC, runs.run_id DESC")
-    source, values = _source(connection, query, tenant, chosen)
+    source, values, row_id = _source(connection, query, tenant, chosen)
+    conditions, bound = _conditions(connection, query, chosen, row_id)
+    order = f"{row_id} DESC" if query.order == "start" else f"runs.{query.order} DESC, runs.run_id DESC"
     value = "0" if query.order == "start" else f"runs.{query.order}"
     where = " AND ".join(["runs.tenant = ?", *conditions])
     sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
@@ -316,9 +317,12 @@ def _chosen(connection: sqlite3.Connection, query: RunQuery) -> dict[int, list[i
 
 
 def _conditions(
-    connection: sqlite3.Connection, query: RunQuery, chosen: dict[int, list[int]]
+    connection: sqlite3.Connection, query: RunQuery, chosen: dict[int, list[int]], row_id: str = "runs.id"
 ) -> tuple[list[str], list[Any]]:
-    """Return the conditions on the rows of runs, except for that on the tenant, and their values."""
+    """Return the conditions on the rows of runs, except for that on the tenant, and their values.
+
+    row_id: the column of the ids.
+    """
     conditions, bound = [], list[Any]()
     for kind, values in chosen.items():
         marks = ", ".join("?" * len(values))
@@ -343,10 +347,10 @@ def _conditions(
             conditions.append(condition)
             bound.append(min(edge, MAX_NS + 1))
     if query.since is not None:
-        conditions.append("runs.id >= ?")
+        conditions.append(f"{row_id} >= ?")
         bound.append(min(query.since, MAX_NS) // MILLISECOND)
     if query.before is not None:
-        conditions.append("runs.id < ?")
+        conditions.append(f"{row_id} < ?")
         bound.append(first_id(connection, query.before[0]))
     if query.cursor is not None:
         column = "time" if query.order == "start" else query.order
@@ -357,45 +361,45 @@ def _conditions(
 
 def _source(
     connection: sqlite3.Connection, query: RunQuery, tenant: int, chosen: dict[int, list[int]]
-) -> tuple[str, list[Any]]:
-    """Return where the rows come from, up to the keyword for the first condition, and its values.
+) -> tuple[str, list[Any], str]:
+    """Return where the rows come from, up to the keyword for the first condition, its values, and the column of ids.
 
-    That is the filter which few runs match, else the order of the list.
+    That is a filter whose runs are in the order of the list, or few enough to be sorted; else the order of the list.
     """
+    is_by_start = query.order == "start"
+    most = max(1, _FEW // 10) if is_by_start else _FEW  # by start, a filter that more runs match is in order too
+    of_value = "run_values WHERE tenant = ? AND kind = ? AND value = ?"
     counts = {
-        kind: sum(
-            _count(connection, "run_values WHERE tenant = ? AND kind = ? AND value = ?", tenant, kind, value)
-            for value in values
-        )
+        kind: sum(_count(connection, most, of_value, tenant, kind, value) for value in values)
         for kind, values in chosen.items()
     }
-    rarest = min(counts, key=lambda kind: counts[kind], default=None)
-    few = _FEW if rarest is None else min(_FEW, counts[rarest])
+    usable = [kind for kind in counts if counts[kind] < most or (is_by_start and len(chosen[kind]) == 1)]
+    rarest = min(usable, key=counts.__getitem__, default=None)
+    few = most if rarest is None else min(most, counts[rarest])
     long = "indexed_runs AS runs INDEXED BY runs_by_duration"
     if query.min_duration is not None and query.order != "duration":
         of_duration = f"{long} WHERE runs.tenant = ? AND runs.duration >= ?"
-        if _count(connection, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
-            return f"{long} WHERE", []
-    if rarest is not None and (counts[rarest] < _FEW or (query.order == "start" and rarest not in _COLUMNS)):
-        marks = ", ".join("?" * len(chosen[rarest]))
-        among = f"found.tenant = ? AND found.kind = ? AND found.value IN ({marks})"
-        return (
-            f"run_values AS found CROSS JOIN indexed_runs AS runs ON runs.id = found.run WHERE {among} AND",
-            [tenant, rarest, *chosen[rarest]],
-        )
-    if query.order == "start":
-        return "indexed_runs AS runs NOT INDEXED WHERE", []
+        if _count(connection, most, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
+            return f"{long} WHERE", [], "runs.id"
+    if rarest is not None:
+        values = chosen[rarest]
+        one_of = "= ?" if len(values) == 1 else f"IN ({', '.join('?' * len(values))})"
+        among = f"found.tenant = ? AND found.kind = ? AND found.value {one_of}"
+        source = f"run_values AS found CROSS JOIN indexed_runs AS runs ON runs.id = found.run WHERE {among} AND"
+        return source, [tenant, rarest, *values], "found.run"
+    if is_by_start:
+        return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
     if query.since is not None or query.until is not None:
         since, until = query.since or 0, MAX_NS if query.until is None else query.until
         edges = since // MILLISECOND, first_id(connection, until)
-        if _count(connection, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < _FEW:
-            return "indexed_runs AS runs NOT INDEXED WHERE", []
-    return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", []
+        if _count(connection, most, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < most:
+            return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
+    return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", [], "runs.id"
 
 
-def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:
-    """Return how many rows there are, at most ``_FEW``."""
-    sql = f"SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT {_FEW})"  # noqa: S608 constants
+def _count(connection: sqlite3.Connection, most: int, rows: str, *values: int) -> int:
+    """Return how many rows there are, at most so many."""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM {rows} LIMIT {most})"  # noqa: S608 constants
     return int(connection.execute(sql, values).fetchone()[0])
 
 

@@ -6,6 +6,7 @@ const HEIGHT = 96;
 const MIN_WIDTH = 200;
 const MAX_BAR_WIDTH = 64;
 const TICK_WIDTH = 110;
+const LABEL_WIDTH = 70;
 
 /**
  * Return a chart of stacked bars.
@@ -43,9 +44,9 @@ export function barChart({ label, bars, width }) {
     return s("g", {}, s("title", {}, `${bar.label}: ${texts.join(", ") || "nothing"}`), hover, parts);
   });
   const ticks = bars.flatMap((bar, index) => {
-    if (index % interval) return [];
     const x = index * barWidth;
-    return s("text", { x, y: HEIGHT + 16, class: "tick", "text-anchor": x > wide * 0.9 ? "end" : "start" }, bar.label);
+    if (index % interval || x > wide - LABEL_WIDTH) return [];
+    return s("text", { x, y: HEIGHT + 16, class: "tick" }, bar.label);
   });
   return s(
     "svg",
@@ -74,7 +75,7 @@ export function trend(counts, label) {
     return s("rect", {
       x,
       y: TREND_HEIGHT - height,
-      width: Math.max(width - 0.5, 0.5),
+      width: Math.max(width - 0.5, 0.8),
       height,
       class: `bar-part ${css}`,
     });

@@ -131,7 +131,7 @@ function section(title, ...content) {
   return h("section", { class: "card stats-section" }, h("h2", {}, title), content);
 }
 
-const titleOf = (what, { unit, isCut }) => `${what} by ${unit}${isCut ? ", the last 92 days of the time" : ""}`;
+const titleOf = (what, { unit, isCut }) => `${what} by ${unit}${isCut ? ", last 92 days" : ""}`;
 const chartWidth = () => byId("stats").clientWidth - 34;
 
 function chartSection(title, bars, columns, rows, legendElement = null) {

@@ -117,7 +117,7 @@ function spendChart(bins, { data, meta }) {
     label: binLabel(bin, bins.unit),
     parts: [{ value: sum.usage.costUsd, css: "spend", text: cost(sum.usage.costUsd) }],
   }));
-  const title = `Spend by ${bins.unit}${bins.isCut ? ", the last 92 days of the time" : ""}`;
+  const title = `Spend by ${bins.unit}${bins.isCut ? ", last 92 days" : ""}`;
   const columns = [
     { title: bins.unit === "day" ? "Day" : "Hour", cell: (row) => binLabel(row, bins.unit) },
     { title: "Runs", isNumber: true, cell: ({ sum }) => number(sum.runs) },
