@@ -1,4 +1,4 @@
-"""Section ``store``: the embedded store at several sizes in turn: ingest, get, lists, statistics, disk, and the cost of fsync.
+"""Section ``store``: the embedded store at several sizes in turn: ingest, get, lists, statistics, disk, cost of fsync.
 
 The stores of all sizes are open at once and take turns, so that a figure at one size is compared with another of the
 same minute. Lists and gets are single calls in this process, without HTTP.
