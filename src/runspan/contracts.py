@@ -146,8 +146,8 @@ class RunQuery:
             raise QueryError(
                 where="q",
                 expected=f"a text of {MIN_TEXT} to {MAX_TEXT} characters",
-                got=f"{len(self.text)}",
-                hint="a longer text is found by a part of it",
+                got=f"one of {len(self.text)}",
+                hint="nearly every run contains any one or two characters; a long text is found by a part of it",
             )
         for where, start, end in (("to", self.since, self.until), ("endedTo", self.ended_since, self.ended_until)):
             if start is not None and end is not None and end <= start:

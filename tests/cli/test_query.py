@@ -257,3 +257,25 @@ def test_every_option_has_its_variable(data: Path, tmp_path: Path) -> None:
     assert len(runspan("list", "--limit", 5, **env).stdout.splitlines()) == 5
     path = write_ndjson(tmp_path / "x.ndjson", generated(3))
     assert runspan("export", path, RUNSPAN_DRY_RUN="1").stdout.count("\n") == 3
+
+
+@pytest.mark.parametrize("over_http", [False, True])
+def test_search_prints_where_runs_contain_the_text(tmp_path: Path, over_http: bool) -> None:
+    """The step, the member and what is around the text, whatever it consists of; with --json the list items alone."""
+    step = {"id": "charge\u001b[2J", "type": "stripe", "output": {"customer": "cus_4711 [red]x\u001b[2J"}}
+    with SqliteStore(tmp_path, index=True) as store, serving(create_app(store, store)) as client:
+        store.put(Run.from_dict(document("run_1", steps=[{"id": "fetch"}, step, step])), observed_at=1)
+        store.put(Run.from_dict(document("run_2", input={"customer": "cus_4711"})), observed_at=1)
+        store.put(Run.from_dict(document("run_3")), observed_at=1)
+        place = ("--backend", client.base_url) if over_http else ("--data", tmp_path)
+        result = runspan("list", "--search", "CUS_4711", *place)
+        listed = runspan("list", "--search", "CUS_4711", "--json", *place)
+        refused = runspan("list", "--search", "47", *place, code=2)
+    heading, second, first = result.stdout.splitlines()
+    assert heading.split() == ["RUN", "WORKFLOW", "STATUS", "STARTED", "STEP", "MEMBER", "TEXT"]
+    assert second.startswith("run_2 ")
+    assert second.endswith('  input   "customer":"cus_4711"')
+    assert re.search(r'run_1 .* charge\\x1b\[2J  output  "customer":"cus_4711 \[red\]x \[2J"$', first)
+    assert [json.loads(line)["id"] for line in listed.stdout.splitlines()] == ["run_2", "run_1"]
+    assert "matches" not in listed.stdout
+    assert "expected a text of 3 to 200 characters" in refused.stderr

@@ -248,6 +248,11 @@ def test_runs_that_contain_a_text(backend: Harness, tenant: str) -> None:
     }
     send(backend, tenant, runs)
     assert listed(backend, RunQuery(tenant, text="Customer_4711")) == list(runs)[:11]
+    matches = backend.reader.search(RunQuery(tenant, text="Customer_4711")).matches
+    assert list(matches) == list(runs)[:11][::-1]
+    match = matches["step-output"]
+    found = match.snippet[match.start :][: match.length]
+    assert (match.step_index, match.member, found) == (0, "output", "customer_4711")
     assert listed(backend, RunQuery(tenant, text="customer_4711", status="failed")) == ["step-error", "error"]
     assert listed(backend, RunQuery(tenant, text="customer_4711", step_type="action", status="running")) == ["open"]
     assert listed(backend, RunQuery(tenant, text="customer_4713")) == []
@@ -278,7 +283,8 @@ def test_texts_are_compared_as_they_read(backend: Harness, tenant: str, stored: 
 
 
 def test_what_was_not_searched_is_said(backend: Harness, tenant: str) -> None:
-    """A text in a long payload is found, or the page says that such payloads were not searched."""
+    """A text in a long payload is found, or the page says that such payloads were not searched, as the box does."""
+    assert backend.reader.capabilities.searches
     backend.send(make_run("long", input="y" * 5000 + " customer_4711 " + "y" * 5000), tenant=tenant)
     page = backend.reader.search(RunQuery(tenant, text="customer_4711"))
     assert (ids(page), page.partial) == (["long"], ()) or "longer ones were not searched" in " ".join(page.partial)

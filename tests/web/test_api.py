@@ -576,3 +576,23 @@ def test_the_openapi_document_names_every_route(client: httpx.Client) -> None:
         "sort",
     }
     assert set(found["components"]["securitySchemes"]) == {"apiKey", "bearer"}
+
+
+def test_a_search_says_where_runs_contain_the_text(tmp_path: Path) -> None:
+    """Beside the platform's items; a search without a result has an empty object, a list without a search has none."""
+    with SqliteStore(tmp_path, index=True) as store, serving(create_app(store, store)) as client:
+        steps = [{"id": "charge", "output": {"customer": "cus_4711"}}]
+        store.put(Run.from_dict(document(steps=steps)), observed_at=1)
+        found = client.get("/api/v1/runs", params={"q": "CUS_4711"}).json()
+        assert [run["id"] for run in found["data"]] == ["run_1"]
+        assert "steps" not in found["data"][0]
+        match = {"member": "output", "snippet": '"customer":"cus_4711"', "start": 12, "length": 8}
+        match |= {"stepIndex": 0, "stepId": "charge", "execution": 1}
+        assert found["meta"]["matches"] == {"run_1": match}
+        assert found["meta"]["q"] == "CUS_4711"
+        assert client.get("/api/v1/runs", params={"q": "cus_4712"}).json()["meta"]["matches"] == {}
+        assert "matches" not in client.get("/api/v1/runs").json()["meta"]
+        refused = client.get("/api/v1/runs", params={"q": "ab"})
+        assert (refused.status_code, refused.json()["error"]["details"][0]["field"]) == (400, "q")
+        described = client.get("/api/v1/openapi.json").json()["components"]["schemas"]["Meta"]["properties"]["matches"]
+        assert "MatchBody" in str(described)

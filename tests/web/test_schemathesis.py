@@ -41,7 +41,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     keys = ApiKeyStore(directory / "keys.sqlite3")
     headers = {"x-api-key": keys.create("test")[0]}
     config = WebConfig(reads_per_minute=0, writes_per_minute=0)
-    with SqliteStore(directory) as store, serving(create_app(store, store, keys=keys, config=config)) as client:
+    with (
+        SqliteStore(directory, index=True) as store,
+        serving(create_app(store, store, keys=keys, config=config)) as client,
+    ):
         client.post("/api/v1/runs", content=json.dumps(document("run_1")), headers=JSON | headers)
         yield Live(str(client.base_url), headers)
     keys.close()

@@ -85,8 +85,8 @@ def searchable_text(run: Run) -> str:
     strings = [place.value for place in places if type(place.value) is str]
     payloads = b" ".join([bytes(place.value) for place in places if type(place.value) is Raw])
     # Each once, and between quotes: where two meet, there are few different trigrams.
-    tokens = map(_unescaped, dict.fromkeys(_TOKEN.findall(payloads.decode())))
-    return fold('"'.join([*strings, *tokens]))
+    tokens = _unescaped('"'.join(dict.fromkeys(_TOKEN.findall(payloads.decode()))))
+    return fold('"'.join([*strings, tokens]))
 
 
 def find_text(run: Run, text: str) -> Match | None:
@@ -96,7 +96,7 @@ def find_text(run: Run, text: str) -> Match | None:
     and a step says more.
     """
     wanted = fold(text)
-    if wanted not in fold(_unescaped(run.text.decode())):  # faster than to look at each place
+    if not _may_contain(run.text.decode(), wanted):  # faster than to look at each place
         return None
     for place in _places(run):
         value = place.value
@@ -104,13 +104,12 @@ def find_text(run: Run, text: str) -> Match | None:
         if found is not None:
             snippet, start, length = found
             index = place.step_index
+            member = place.member.encode(errors="replace").decode()  # a name may have a lone surrogate
             if index is None:
-                return Match(_printable(place.member), snippet, start, length)
+                return Match(member, snippet, start, length)
             step_id = run.steps[index].id
             execution = sum(step.id == step_id for step in run.steps[: index + 1])
-            return Match(
-                _printable(place.member), snippet, start, length, index, _printable(_as_str(step_id)), execution
-            )
+            return Match(member, snippet, start, length, index, _as_str(step_id), execution)
     return None
 
 
@@ -137,6 +136,11 @@ def _extra(step: int | None, extra: bytes) -> Iterator[_Place]:
             yield _Place(step, member.key, Raw(f"{member.key_text}:{member.value_text}".encode()))
 
 
+def _may_contain(text: str, wanted: str) -> bool:
+    """Return False if no string, key or number in JSON contains a folded text."""
+    return wanted in fold(text) or ("\\" in text and wanted in fold(_unescaped(text)))
+
+
 def _find_in_string(text: str, wanted: str) -> tuple[str, int, int] | None:
     found = _find(text, wanted)
     return None if found is None else _snippet("", text, "", *found)
@@ -144,7 +148,7 @@ def _find_in_string(text: str, wanted: str) -> tuple[str, int, int] | None:
 
 def _find_in_json(raw: Raw, wanted: str) -> tuple[str, int, int] | None:
     text = bytes(raw).decode()
-    if wanted not in fold(_unescaped(text)):
+    if not _may_contain(text, wanted):
         return None
     before = 0
     for token in _TOKEN.finditer(text):
@@ -155,9 +159,12 @@ def _find_in_json(raw: Raw, wanted: str) -> tuple[str, int, int] | None:
         if found is not None:
             first, last = token.start() + is_string, token.end() - is_string
             context = _CONTEXT.match(text, last)
-            after = "" if context is None else context.group()
-            return _snippet(_unescaped(text[max(before, first - SNIPPET) : first]), decoded, _unescaped(after), *found)
-        before = token.start() if text.startswith(":", token.end()) or is_string is False else token.end()
+            after = "" if context is None else _unescaped(context.group())
+            if last + SNIPPET >= len(text):
+                after = after.rstrip("]} ")
+            return _snippet(_unescaped(text[max(before, first - SNIPPET) : first]), decoded, after, *found)
+        is_key_or_number = not is_string or text.startswith(":", token.end())
+        before = token.start() if is_key_or_number else token.end()  # a string may be long
     return None
 
 

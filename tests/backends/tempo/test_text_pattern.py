@@ -49,7 +49,7 @@ def test_every_value_that_contains_a_text_is_matched() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("cus_4711", '{"id":"cus_471"}'), ("cus_4711", '"Stra\\u00dfe"'), ("a.c", "abc"), ("x" * 200, "x" * 199)],
+    [("cus_4711", '{"id":"cus_471"}'), ("cus_4711", '"Stra\\u00dfe"'), ("a.c", "abc"), ("4" * 200, "4" * 15)],
 )
 def test_few_others_are_matched(text: str, value: str) -> None:
     """No character of a text has a meaning, and an escape that is not in it makes no match."""

@@ -13,6 +13,8 @@ from web.pages.chromium import Watch, violations, violations_in_all_colours, wat
 PAGES = {
     "/": "table.runs tbody tr",
     "/?status=failed": "table.runs tbody tr",
+    "/?q=does+not+balance&sort=duration": "table.runs tbody .run-match mark",
+    "/?q=in+no+run&status=failed": "#list .state",
     "/?workflowId=wf_nothing": "#list .state",
     "/?since=yesterday": "#list .state-error",
     "/runs/run_000": "#run .node",
@@ -62,6 +64,7 @@ def test_axe_finds_nothing_serious_when_all_is_open(page: Page, filled: str) -> 
     "path",
     [
         "/",
+        "/?q=balance&sort=cost",
         "/compare?a=run_000",
         "/compare?a=run_000&b=run_005",
         "/runs/run_000",

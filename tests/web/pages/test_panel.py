@@ -21,7 +21,7 @@ from support.cli import server
 from support.servers.process import free_ports
 from support.web import serving
 from web.pages.chromium import Watch, watched
-from web.pages.kit import fill, push, run, unfinished
+from web.pages.kit import agent, fill, push, run, unfinished
 
 ROWS = "table.runs tbody tr"
 
@@ -293,12 +293,110 @@ def test_a_run_is_found_by_its_id_or_its_trace_id(page: Page, watch: Watch, fill
     page.keyboard.type("run_077")
     page.keyboard.press("Enter")
     expect(page).to_have_url(f"{filled}/runs/run_077")
-    for text, path in ((run_ids("run_042", "").trace_id.hex(), "run_042"), ("a/b?c#d", "a%2Fb%3Fc%23d")):
+    for text, path in ((run_ids("run_042", "").trace_id.hex(), "runs/run_042"), ("a/b?c#d", "?q=a%2Fb%3Fc%23d")):
         page.goto(f"{filled}/compare")
-        field = page.get_by_role("searchbox", name="Run id or trace id")
+        field = page.get_by_role("searchbox", name="Text in runs, run id or trace id")
         field.fill(text)
         field.press("Enter")
-        expect(page).to_have_url(f"{filled}/runs/{path}")
+        expect(page).to_have_url(f"{filled}/{path}")
+
+
+def test_runs_with_a_text_are_found_at_their_step(page: Page, watch: Watch, tmp_path: Path) -> None:
+    """A text that is no id lists the runs that contain it, each with a link to the step, and what is around it."""
+    watch.allow("status of 404")
+    now = datetime.now(UTC)
+    step = {"id": "charge", "name": "Charge the card", "type": "stripe", "status": "failed"}
+    documents = [
+        run(
+            f"run_{number}",
+            now - timedelta(minutes=number),
+            steps=[step, step | {"input": {"customer": f"cus_47{number}"}}],
+        )
+        for number in (11, 12)
+    ]
+    fill(tmp_path, [*documents, run("run_other", now)])
+    with server(tmp_path) as (url, _):
+        page.goto(f"{url}/runs/run_other")
+        page.keyboard.press("/")
+        page.keyboard.type("CUS_47")
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{url}/?q=CUS_47")
+        expect(page.locator(ROWS)).to_have_count(2)
+        found = row(page, "run_12").locator(".run-match")
+        expect(found).to_have_text('charge (2) · input "customer": "cus_4712"')
+        expect(found.locator("mark")).to_have_text("cus_47")
+        expect(page.locator("#search-note")).to_contain_text(
+            "CUS_47” in ids, names and types of steps, errors and payloads"
+        )
+        expect(page.locator("#histogram")).to_contain_text("2 runs")
+        found.get_by_role("link").click()
+        expect(page).to_have_url(f"{url}/runs/run_12#step=charge&execution=2&tab=input")
+        expect(page.locator(".detail")).to_contain_text("cus_4712")
+        page.go_back()
+        expect(page.get_by_role("searchbox", name="Text in runs")).to_have_value("CUS_47")
+        choice(page, "Status").select_option("failed")
+        expect(page).to_have_url(f"{url}/?q=CUS_47&status=failed")
+        expect(page.get_by_role("heading", name="No run with these filters contains this text")).to_be_visible()
+        expect(page.locator("#list")).to_contain_text("Searched: ids, names and types of steps")
+        page.get_by_role("button", name="Search all runs").click()
+        expect(page.locator(ROWS)).to_have_count(2)
+        page.locator("#search-note").get_by_role("button", name="Clear the search").click()
+        expect(page).to_have_url(f"{url}/")
+        expect(page.locator(ROWS)).to_have_count(3)
+        watch.allow("status of 400")
+        page.get_by_role("searchbox", name="Text in runs").fill("47")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("Search for 3 to 200 characters")
+
+
+def test_rare_filters_are_behind_a_button(page: Page, tmp_path: Path) -> None:
+    """They are parameters of the API in the URL, which opens them, and says how many there are."""
+    now = datetime.now(UTC)
+    documents = [
+        run("run_1", now, seconds=5, triggerType="cron", steps=[agent("triage", now, cost=0.5)]),
+        run(
+            "run_2", now - timedelta(hours=1), seconds=90, status="failed", error={"code": "DECLINED", "message": "no"}
+        ),
+        run("run_3", now - timedelta(hours=2), seconds=400, steps=[agent("triage", now, cost=2)]),
+    ]
+    fill(tmp_path, documents)
+    with server(tmp_path) as (url, _):
+        opened(page, url)
+        expect(page.get_by_label("Trigger")).to_be_hidden()
+        page.get_by_role("button", name="More filters").click()
+        choice(page, "Sort by").select_option("Longest duration")
+        expect(page).to_have_url(f"{url}/?sort=duration")
+        expect(page.locator(f"{ROWS} >> nth=0")).to_have_attribute("data-run", "run_3")
+        assert ids(page) == ["run_3", "run_2", "run_1"]
+        for label, text, name, expected in (
+            ("Trigger", "cron", "triggerType", ["run_1"]),
+            ("Error code", "DECLINED", "errorCode", ["run_2"]),
+            ("Step type", "agent", "stepType", ["run_3", "run_1"]),
+            ("Model", "claude-sonnet-4-6", "model", ["run_3", "run_1"]),
+            ("Took at least", "1m", "minDuration", ["run_3", "run_2"]),
+        ):
+            page.goto(f"{url}/?sort=duration")
+            page.get_by_label(label, exact=True).fill(text)
+            page.keyboard.press("Enter")
+            expect(page).to_have_url(f"{url}/?{name}={text}&sort=duration")
+            expect(page.locator(ROWS)).to_have_count(len(expected))
+            assert ids(page) == expected
+            expect(page.get_by_role("button", name="More filters · 2")).to_have_attribute("aria-expanded", "true")
+        page.get_by_role("button", name="Clear filters").click()
+        expect(page.locator(ROWS)).to_have_count(3)
+
+
+def test_a_filter_that_the_server_refuses_shows_the_reason(page: Page, watch: Watch, tmp_path: Path) -> None:
+    """A server without an index offers no search, and says why it does not answer one."""
+    fill(tmp_path, [run("run_1", datetime.now(UTC))])
+    watch.allow("status of 4")
+    with server(tmp_path, "--no-search") as (url, _):
+        opened(page, url)
+        field = page.get_by_role("searchbox", name="Run id or trace id")
+        expect(field).to_have_attribute("placeholder", "Open a run or trace id")
+        for query in ("q=cus_4711", "sort=cost", "triggerType=cron"):
+            page.goto(f"{url}/?{query}")
+            expect(page.get_by_role("alert")).to_contain_text("keeps no index")
 
 
 def test_the_keyboard_reaches_everything(page: Page, filled: str) -> None:

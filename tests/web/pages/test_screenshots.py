@@ -53,6 +53,13 @@ def test_the_panel(browser: Browser, url: str, scheme: str) -> None:
         shot(page, f"panel-{scheme}")
 
 
+def test_the_search(browser: Browser, url: str) -> None:
+    """Runs that contain the name of a customer."""
+    with watched(browser, viewport={"width": 1280, "height": 780}, **BROWSER) as (_, page, _watch):
+        ready(page, f"{url}/?q=harbor&status=completed,cancelled", 5)
+        shot(page, "panel-search")
+
+
 @pytest.mark.parametrize(("name", "path"), [("workflows", ""), ("workflow", "/wf_support_triage")])
 def test_workflows(browser: Browser, url: str, name: str, path: str) -> None:
     """The pages of all workflows and of one, on a wide screen."""

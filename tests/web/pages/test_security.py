@@ -65,6 +65,21 @@ def test_nothing_in_a_list_executes(page: Page, url: str) -> None:
         assert image.get_attribute("onload") is None
 
 
+@pytest.mark.parametrize("text", [SCRIPT, IMAGE, QUOTED, TEMPLATE])
+def test_nothing_in_a_match_executes(page: Page, url: str, text: str) -> None:
+    """What was searched for, where it is and what is around it are text; the link leads to the step."""
+    page.goto(f"{url}/?q={quote(text, safe='')}")
+    marks = page.locator("table.runs tbody .run-match mark")
+    expect(marks).to_have_count(3)
+    expect(page.locator("#search-note")).to_contain_text(text)
+    expect(page.get_by_role("search").get_by_role("searchbox")).to_have_value(text)
+    assert set(marks.all_text_contents()) == {text}
+    expect(page.locator("main script, main img, main iframe, main .run-match svg")).to_have_count(0)
+    page.locator("tr[data-run^=odd_] .match-place").click()
+    expect(drawn(page).locator(".detail")).to_contain_text(text)
+    expect(page.locator("main script, main img, main iframe")).to_have_count(0)
+
+
 def test_every_id_leads_to_its_own_page(page: Page, url: str) -> None:
     """A row's link opens that run, whatever its id is made of, and nothing of it executes there."""
     page.goto(url)
@@ -95,7 +110,15 @@ def test_nothing_in_a_comparison_executes(page: Page, url: str) -> None:
 def test_nothing_in_a_url_executes(page: Page, watch: Watch, url: str) -> None:
     """Parameters that no list was made from are refused or shown as text."""
     watch.allow("status of 40")
-    for query in (f"status={SCRIPT}", f"since={IMAGE}", f"cursor={QUOTED}", f"workflowId={SCRIPT}x", f"limit={IMAGE}"):
+    for query in (
+        f"status={SCRIPT}",
+        f"since={IMAGE}",
+        f"cursor={QUOTED}",
+        f"workflowId={SCRIPT}x",
+        f"limit={IMAGE}",
+        f"q={QUOTED}x",
+        f"sort={IMAGE}",
+    ):
         page.goto(f"{url}/?{query}")
         expect(page.locator("#list .state")).to_be_visible()
         expect(page.locator("main script, main img")).to_have_count(0)

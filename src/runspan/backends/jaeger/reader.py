@@ -52,6 +52,8 @@ LIST_SECONDS: Final = 60.0
 """How long all searches of one list may take together; each has the timeout of the config."""
 SCAN_SECONDS: Final = 10.0
 """How long a list searches that has to read all runs, before it ends with what it has found."""
+SEARCHES: Final = "ids, names and types of steps, errors and payloads"
+"""What of a run is searched for a text, in words."""
 
 _MIN_GAP_RUNS: Final = 10
 """Runs of a page whose average gap replaces an earlier one."""
@@ -75,7 +77,7 @@ class JaegerReader:
     monotonic, sleep: seconds.
     """
 
-    capabilities = Capabilities(foreign_spans=True)
+    capabilities = Capabilities(foreign_spans=True, searches=SEARCHES)
 
     def __init__(
         self,
@@ -192,8 +194,11 @@ class JaegerReader:
         if windows.ended_at is not None:
             # No run id sorts before the cursor's, so all runs at its time are on this page.
             cursor = Cursor(windows.ended_at, "\0")
-            notes.append(f"the page ends at {rfc3339(windows.ended_at)}, after {SCAN_SECONDS:g} seconds of searching")
-        return Page([row.summary for row in rows], cursor, limited_notes(notes))
+            at = rfc3339(windows.ended_at)
+            note = f"the search was stopped after {SCAN_SECONDS:g} seconds, at {at}: the next page continues there"
+            notes.append(note)
+        matches = {row.run_id: windows.matches[row.run_id] for row in rows if row.run_id in windows.matches}
+        return Page([row.summary for row in rows], cursor, limited_notes(notes), matches)
 
     def run_stats(self, query: StatsQuery) -> StatsPage:
         """See ``TraceReader``. Raises QueryUnsupported."""

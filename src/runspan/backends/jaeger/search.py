@@ -27,9 +27,10 @@ import msgspec
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
 from runspan.backends.remote.client import Parameters, RemoteClient
-from runspan.backends.remote.filters import matches_trace, needs_document
+from runspan.backends.remote.filters import match_trace, needs_document
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import DIGEST, REVISION, RUN_ID, TENANT
+from runspan.codec.full_text import Match
 from runspan.contracts import RunQuery, conflict_note, damaged_note, older_revision_note
 from runspan.errors import BackendRefused, QueryUnsupported, TraceIncomplete
 from runspan.http.client import Response, ResponseTooLarge
@@ -243,6 +244,8 @@ class WindowedSearch:
         self._needs_document = needs_document(query)
         self.ended_at: int | None = None
         """Where a list that ended early came to: it has all runs from then on, nanoseconds since 1970."""
+        self.matches: dict[str, Match] = {}
+        """Where runs contain the text of the query, by their id; of more runs than were asked for."""
         self.notes: dict[tuple[int, str], None] = {}
         """What was found and cannot be listed as it is, once each: time in nanoseconds since 1970, and text."""
         self._is_sample = hint.gap is None
@@ -380,11 +383,13 @@ class WindowedSearch:
         if not (lo <= run.time // 1000 < hi and self._belongs(run)):
             return None
         if self._needs_document:
-            is_match, unproved = matches_trace(self._query, run, [found.span() for found in spans])
-            if unproved:
-                self._note(run.time, unproved)
-            if not is_match:
+            match = match_trace(self._query, run, [found.span() for found in spans])
+            if match.unproved:
+                self._note(run.time, match.unproved)
+            if not match.is_match:
                 return None
+            if match.text is not None:
+                self.matches[run.run_id] = match.text
         for found, missing in damaged:
             attributes = found.span().attributes()
             revision, digest = attributes.get(REVISION), attributes.get(DIGEST)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
+from runspan.codec import full_text
 from runspan.codec.decode import RunSummary, verify_run
 from runspan.codec.facts import run_facts
-from runspan.codec.full_text import find_text
 from runspan.contracts import RunQuery, unproved_note
-from runspan.errors import NotFound, QueryUnsupported, TraceIncomplete
+from runspan.errors import QueryUnsupported, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span
 
@@ -30,28 +31,36 @@ def needs_document(query: RunQuery) -> bool:
     return query.model is not None or query.step_type is not None or query.text is not None
 
 
-def matches_document(query: RunQuery, run: Run) -> bool:
-    """Return whether a document meets the filters that its list item does not decide."""
+class Match(NamedTuple):
+    """Whether a document meets the filters that its list item does not decide."""
+
+    is_match: bool
+    text: full_text.Match | None = None
+    """Where it contains the text of the query."""
+    unproved: str = ""
+    """Why that is unknown, as a line of ``Page.partial``; the run is left out."""
+
+
+def match_document(query: RunQuery, run: Run) -> Match:
+    """Return whether a document meets the filters of ``needs_document``."""
     if query.model is not None or query.step_type is not None:
         facts = run_facts(run)
         if query.model is not None and all(use.model != query.model for use in facts.models):
-            return False
+            return Match(False)
         if query.step_type is not None and all(step.type != query.step_type for step in facts.steps):
-            return False
-    return query.text is None or find_text(run, query.text) is not None
+            return Match(False)
+    if query.text is None:
+        return Match(True)
+    found = full_text.find_text(run, query.text)
+    return Match(found is not None, found)
 
 
-def matches_trace(query: RunQuery, item: RunSummary, spans: Iterable[Span]) -> tuple[bool, str]:
-    """Return whether the document of a list item meets the filters, and a note if its spans do not prove it.
-
-    Without the proof the run is left out.
-    """
+def match_trace(query: RunQuery, item: RunSummary, spans: Iterable[Span]) -> Match:
+    """Return whether the document of a list item, which its spans prove, meets the filters of ``needs_document``."""
     try:
         verified = verify_run(spans)
     except TraceIncomplete as error:
-        return False, unproved_note(item.run_id, error.missing)
-    except NotFound as error:
-        return False, unproved_note(item.run_id, (error.message,))
+        return Match(False, unproved=unproved_note(item.run_id, error.missing))
     if verified.revision != item.revision:
-        return False, unproved_note(item.run_id, verified.incomplete)
-    return matches_document(query, verified.run), ""
+        return Match(False, unproved=unproved_note(item.run_id, verified.incomplete))
+    return match_document(query, verified.run)

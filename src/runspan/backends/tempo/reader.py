@@ -27,7 +27,7 @@ from runspan.backends.remote.client import (
 from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.remote.filters import check_order
 from runspan.backends.tempo.search import CandidateVerifier, RunSearch, WindowHint
-from runspan.backends.tempo.search_api import CHECK_SECONDS, WindowSearcher, check_ready
+from runspan.backends.tempo.search_api import CHECK_SECONDS, SEARCHES, WindowSearcher, check_ready
 from runspan.contracts import Capabilities, Document, Page, RunQuery, StatsPage, StatsQuery, stats_unsupported
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadError, TraceIncomplete
 from runspan.http.client import Response
@@ -47,7 +47,7 @@ class TempoReader:
     monotonic, sleep: seconds.
     """
 
-    capabilities = Capabilities(foreign_spans=True)
+    capabilities = Capabilities(foreign_spans=True, searches=SEARCHES)
 
     def __init__(
         self,

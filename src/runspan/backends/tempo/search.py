@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from runspan.backends.remote.filters import matches_trace, needs_document
+from runspan.backends.remote.filters import match_trace, needs_document
 from runspan.backends.tempo.search_api import (
     EARLIEST,
     LATEST,
-    SEARCHED,
+    SEARCHES,
     Candidate,
     SearchText,
     SearchWindow,
@@ -36,6 +36,7 @@ from runspan.backends.tempo.search_api import (
 )
 from runspan.codec.decode import RunSummary, read_summary
 from runspan.codec.fields import REVISION, ROOT_REVISION, RUN_ID, TENANT
+from runspan.codec.full_text import Match
 from runspan.contracts import (
     Cursor,
     Page,
@@ -67,6 +68,8 @@ class Decision(NamedTuple):
     """What is wrong with the run, or why it may be wrong to leave it out; "" if nothing is."""
     is_final: bool = True
     """Whether no other window can have a newer version of the run."""
+    text: Match | None = None
+    """Where the run contains the text of the query."""
 
 
 class CandidateVerifier:
@@ -114,8 +117,8 @@ class CandidateVerifier:
         decision = self._decide_summary(version)
         if decision.key is None or not self.needs_document:
             return decision
-        is_match, unproved = matches_trace(self._query, version.summary, spans)
-        return decision if is_match else Decision(note=unproved)
+        match = match_trace(self._query, version.summary, spans)
+        return decision._replace(text=match.text) if match.is_match else Decision(note=match.unproved)
 
     def _decide_summary(self, version: _Version) -> Decision:
         run = version.summary
@@ -225,6 +228,8 @@ class RunSearch:
         query = self.query
         self._items: dict[bytes, tuple[SortKey, bytes]] = {}
         """The position and the summary of each run found, by trace id."""
+        self._matches: dict[str, Match] = {}
+        """Where the runs found contain the text of the query, by run id."""
         self._decided: set[bytes] = set()
         """The ids of the traces with a final decision."""
         self._notes: dict[str, SortKey] = {}
@@ -251,7 +256,7 @@ class RunSearch:
         newest, hint = min(high, self.now), self.hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
         if query.text is not None:
-            self._notes[SEARCHED] = _FIRST
+            self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
         self._matching = self._find_matching()
         self._changed = self._find_changed()
         if self._matching is not None and len(self._matching) <= _MAX_DIRECT and self._add_traces(self._matching):
@@ -422,6 +427,8 @@ class RunSearch:
             self._decided.add(candidate.trace_id)
         if decision.key is not None:
             self._items[candidate.trace_id] = decision.key, decision.summary
+            if decision.text is not None:
+                self._matches[decision.key[1]] = decision.text
         if decision.note:
             self._notes[decision.note] = decision.key or _key(candidate)
 
@@ -448,4 +455,5 @@ class RunSearch:
         cursor = Cursor(*shown[-1][0]) if len(items) > len(shown) and shown else None
         last = shown[-1][0] if cursor is not None else (-1, "")
         notes = [note for note, key in self._notes.items() if key >= last]
-        return Page([summary for _, summary in shown], cursor, limited_notes(notes))
+        matches = {run_id: self._matches[run_id] for (_, run_id), _ in shown if run_id in self._matches}
+        return Page([summary for _, summary in shown], cursor, limited_notes(notes), matches)

@@ -81,11 +81,10 @@ _TEXT_NAMES: Final = (
     ),
 )
 """What is searched for a text."""
-SEARCHED: Final = (
-    f"Tempo was searched in ids, names, types, and in errors and payloads of up to {fields.MAX_ATTRIBUTE_BYTES} bytes:"
-    " longer ones were not searched"
+SEARCHES: Final = (
+    f"ids, names and types of steps, and in errors and payloads of up to {fields.MAX_ATTRIBUTE_BYTES} bytes"
 )
-"""What a list by a text says of itself."""
+"""What of a run is searched for a text, in words."""
 
 _TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s"]+')
 _LEXER_BUFFER: Final = 1024
@@ -174,7 +173,7 @@ def content_texts(query: RunQuery) -> list[str]:
     """Return searches for traces: each finds all runs of a list by what their steps and payloads say, and others.
 
     There is none for a value that no single attribute carries. Those of a text leave out the values that are too long
-    for one attribute, see ``SEARCHED``.
+    for one attribute, see ``SEARCHES``.
     """
     spans = []
     if query.model is not None and query.model:
@@ -248,7 +247,7 @@ def _summary_terms(query: RunQuery) -> list[str]:
     if query.error_code is not None:
         error = _FIELDS["error"].key
         # Only spans of failed runs have the type, and any run may have an error.
-        other = _all("status != error", _any([_exists(error), _exists(error + fields.SIZE)]))
+        other = _all("status != error", _any([_has_value(error), _exists(error + fields.SIZE)]))
         terms.append(_any([_equal(ERROR_TYPE, query.error_code), f"({other})"]))
     if query.min_duration is not None:
         duration = _FIELDS["duration_ms"].key
@@ -259,9 +258,9 @@ def _summary_terms(query: RunQuery) -> list[str]:
                 [
                     f"duration >= {max(query.min_duration, 0)}ns",
                     f"span.{duration} >= {-(-query.min_duration // MILLISECOND)}",
-                    _exists(duration + fields.NON_CANONICAL),
+                    _has_value(duration + fields.NON_CANONICAL),
                     # The span of a revision has no length, and that of a run that "started" in 1970 starts later.
-                    f"({_all(_REVISION_SPAN, _exists(completed))})",
+                    f"({_all(_REVISION_SPAN, _has_value(completed))})",
                     f'span.{started} =~ ".*1970-01-01T00:00:00.*"',
                 ]
             )
@@ -284,6 +283,11 @@ def _is_label(value: str) -> bool:
 
 def _one_of(trace_ids: Iterable[bytes]) -> str:
     return _any([f'trace:id = "{trace_id.hex()}"' for trace_id in trace_ids])
+
+
+def _has_value(key: str) -> str:
+    """Return the condition that a member carried as JSON is not ``null``, as an unfinished run's end often is."""
+    return f'span.{key} != "null"'
 
 
 def _exists(key: str) -> str:

@@ -257,6 +257,7 @@ def _render(
         backend=context.config.backend,
         login=_session_key(),
         writes=context.writer is not None,
+        searches=context.reader.capabilities.searches,
         **values,
     )
     return Response(text, status, PAGE_HEADERS, content_type=HTML)

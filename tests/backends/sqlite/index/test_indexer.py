@@ -180,6 +180,7 @@ CHANGES = (
     "DELETE FROM run_values WHERE kind = 3",
     "DELETE FROM indexed_runs WHERE run_id = x'72756e2d303037'",
     "UPDATE counted_facts SET facts = x'00'",
+    "DELETE FROM text_rows WHERE id % 7 = 0",
     "INSERT INTO damaged_runs VALUES (zeroblob(16), 1, x'00')",
 )
 
@@ -287,6 +288,25 @@ def test_lists_say_what_is_not_indexed_yet(tmp_path: Path, runs: list[Run], monk
         (note,) = page.partial
         assert int(note.split()[0]) + len(page.items) == len(runs)
         assert page.items != [] or int(note.split()[0]) == len(runs)
+
+
+def test_a_full_disk(tmp_path: Path, runs: list[Run]) -> None:
+    """Lists have what was indexed before, and say how much is missing; later they are complete again."""
+    with SqliteStore(tmp_path, index=True):
+        pass
+    with SqliteStore(tmp_path) as store:
+        put(store, *runs[:30])
+        assert_current(store, runs[:30])
+        index = store._index._connection
+        assert index is not None
+        index.execute("PRAGMA max_page_count = 1")  # the file cannot grow
+        large = [Run.from_dict(run.to_dict() | {"id": f"{run.id}-{'x' * 400}"}) for run in runs]
+        put(store, *large)
+        page = store.search(RunQuery(order="cost", limit=200))
+        assert page.partial == ("60 runs that the index does not have yet: it is being made, so try again later",)
+        assert [json.loads(item)["id"] for item in page.items] == expected(runs[:30], RunQuery(order="cost"))
+        index.execute("PRAGMA max_page_count = 1000000")
+        assert_current(store, runs[:30] + large)
 
 
 def test_a_backup_has_no_index(tmp_path: Path, runs: list[Run]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.index import search
+from runspan.backends.sqlite.index import facts_index, search
 from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, find_text
 from runspan.contracts import RunQuery
 from runspan.errors import QueryError, QueryUnsupported
@@ -121,6 +121,15 @@ def test_with_other_filters() -> None:
         assert found(store, "cus_4711", since=START + 2 * SECOND, until=START + 3 * SECOND) == ["run_002"]
         assert found(store, "cus_4711", order="duration", limit=1) == ["run_002", "run_003", "run_001"]
         assert found(store, "cus_4711", tenant="other") == []
+
+
+def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All runs that may contain the text are sorted, so they must be a bounded number."""
+    monkeypatch.setattr(facts_index, "_FEW", 3)
+    with filled([make_run(number, durationMs=1000 * number) for number in range(4)]) as store:
+        with pytest.raises(QueryUnsupported, match="at most 3 runs may contain"):
+            store.search(RunQuery(text="cus_4711", order="duration"))
+        assert found(store, "cus_4711", order="duration", since=START + SECOND) == ["run_003", "run_002", "run_001"]
 
 
 def test_runs_that_change_and_go() -> None:

@@ -16,6 +16,8 @@ from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, find_text
 from runspan.storage.sqlite_file import read_statements
 
 DAY = 86_400_000
+JANUARY = 20_454 * DAY
+"""Thursday, January 1, 2026, in milliseconds since 1970."""
 END = 2**62
 
 
@@ -54,7 +56,7 @@ def add_all(connection: sqlite3.Connection, runs: dict[int, Run]) -> None:
 )
 def test_every_run_with_the_text_is_a_candidate(contents: list[str], random: object, wanted: str) -> None:
     """Whatever the order of arrival, and in descending order; letters that are operators of FTS5 are letters."""
-    runs = {index * 9 * DAY // 2: make_run([content]) for index, content in enumerate(contents)}
+    runs = {JANUARY + index * 9 * DAY // 2: make_run([content]) for index, content in enumerate(contents)}
     order = list(runs)
     random.shuffle(order)  # type: ignore[attr-defined]
     with closing(make_index()) as connection:
@@ -101,13 +103,25 @@ def test_longest_text(connection: sqlite3.Connection) -> None:
     assert list(text.candidates(connection, wanted, END)) == [1]
 
 
-def test_months_before_a_time_are_dropped(connection: sqlite3.Connection) -> None:
+def test_weeks_before_a_time_are_dropped(connection: sqlite3.Connection) -> None:
     """Their tables go, and later runs stay."""
-    add_all(connection, {day * DAY: make_run("cus_4711") for day in range(100)})
+    add_all(connection, {JANUARY + day * DAY: make_run("cus_4711") for day in range(100)})
     before = connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone()
-    text.drop_before(connection, 60 * DAY)
-    assert list(text.candidates(connection, "cus_4711", END)) == [day * DAY for day in range(99, 58, -1)]
+    text.drop_before(connection, JANUARY + 60 * DAY)  # Monday, March 2
+    assert list(text.candidates(connection, "cus_4711", END)) == [JANUARY + day * DAY for day in range(99, 59, -1)]
+    text.drop_before(connection, JANUARY + 66 * DAY)
+    assert list(text.candidates(connection, "cus_4711", END)) == [JANUARY + day * DAY for day in range(99, 59, -1)]
     after = connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone()
-    assert (before, after) == ((4,), (2,))
-    add_all(connection, {5 * DAY: make_run("cus_4711")})
-    assert list(text.candidates(connection, "cus_4711", 6 * DAY)) == [5 * DAY]
+    assert (before, after) == ((15,), (6,))
+    add_all(connection, {JANUARY: make_run("cus_4711")})
+    assert list(text.candidates(connection, "cus_4711", JANUARY + DAY)) == [JANUARY]
+
+
+def test_runs_of_any_time(connection: sqlite3.Connection) -> None:
+    """They are in a bounded number of tables."""
+    moments = [0, 1, 10**12, 10**12 + 9 * DAY, 3 * 10**12, 9 * 10**12]
+    add_all(connection, {moment: make_run("cus_4711") for moment in moments})
+    assert list(text.candidates(connection, "cus_4711", END)) == moments[::-1]
+    assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone() == (4,)
+    text.drop_before(connection, 2 * 10**12)
+    assert list(text.candidates(connection, "cus_4711", END)) == moments[:3:-1]

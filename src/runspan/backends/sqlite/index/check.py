@@ -23,6 +23,7 @@ _ROWS: Final = """
 _VALUE: Final = """
     SELECT 1 FROM run_values WHERE tenant = ? AND kind = ? AND value = (SELECT id FROM names WHERE name = ?) AND run = ?
 """
+_WITHOUT_TEXT: Final = "SELECT 1 FROM indexed_runs WHERE in_text AND id NOT IN (SELECT run FROM text_rows)"
 _STORED: Final = "SELECT trace_id, run_id, tenant, time FROM runs ORDER BY trace_id"
 _INDEXED: Final = """
     SELECT trace_id, run_id, (SELECT name FROM names WHERE id = tenant), time FROM indexed_runs
@@ -58,6 +59,8 @@ def _faults(index: sqlite3.Connection, store: sqlite3.Connection) -> Iterator[st
         are_found = all(index.execute(_VALUE, (tenant, *value, row_id)).fetchone() for value in values)
         if tuple(columns) != columns_of(facts) or not are_found:
             yield f"run {run_id.decode(errors='replace')}: its columns are not those of its facts"
+    if index.execute(_WITHOUT_TEXT).fetchone() is not None:
+        yield "it has no text of a run"
     if index.execute("SELECT count(*) FROM run_values").fetchone()[0] != count:
         yield "it has values of no run"
     row = index.execute("SELECT change_id, change_trace_id, run FROM progress").fetchone()

@@ -38,11 +38,9 @@ _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: 
 """The kinds of values of which a run has one, with their column."""
 _INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
 _NEXT_ID: Final = """
-    SELECT id + 1 FROM (SELECT id FROM indexed_runs UNION ALL SELECT id FROM retired_ids) AS used
-    WHERE id >= ? AND id + 1 NOT IN (SELECT id FROM indexed_runs) AND id + 1 NOT IN (SELECT id FROM retired_ids)
+    SELECT id + 1 FROM indexed_runs NOT INDEXED WHERE id >= ? AND id + 1 NOT IN (SELECT id FROM indexed_runs)
     ORDER BY id LIMIT 1
 """
-_IS_USED: Final = "SELECT 1 FROM indexed_runs WHERE id = ? UNION ALL SELECT 1 FROM retired_ids WHERE id = ?"
 
 _ENDED: Final = frozenset(map(str.encode, TERMINAL_RUN_STATUSES))
 _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
@@ -103,14 +101,14 @@ class FactsWriter:
         execute = self._connection.execute
         execute("DELETE FROM damaged_runs WHERE trace_id = ?", (trace_id,))
         select = (
-            "SELECT runs.id, runs.tenant, names.name, in_text, facts FROM indexed_runs AS runs"
+            "SELECT runs.id, runs.tenant, names.name, facts FROM indexed_runs AS runs"
             " LEFT JOIN names ON names.id = tenant LEFT JOIN counted_facts ON counted_facts.id = runs.id"
             " WHERE trace_id = ?"
         )
         row = execute(select, (trace_id,)).fetchone()
         if row is None:
             return
-        row_id, tenant, name, in_text, packed = row
+        row_id, tenant, name, packed = row
         try:
             facts, owner = unpack(packed), name.decode()
         except (AttributeError, UnicodeDecodeError) as error:
@@ -123,8 +121,6 @@ class FactsWriter:
             )
         execute("DELETE FROM counted_facts WHERE id = ?", (row_id,))
         execute("DELETE FROM indexed_runs WHERE id = ?", (row_id,))
-        if in_text:
-            execute("INSERT INTO retired_ids VALUES (?)", (row_id,))
 
     def drop_old(self) -> None:
         """Delete the texts of times from which no run is left."""
@@ -163,9 +159,9 @@ class FactsWriter:
             text.add(self._connection, row_id, run)
 
     def _free_id(self, milliseconds: int) -> int:
-        """Return the id of a run at this time: one that no other run has, or had in the text index."""
+        """Return the id of a run at this time, which no other run has."""
         row_id = self._next_ids.get(milliseconds, milliseconds)
-        if self._connection.execute(_IS_USED, (row_id, row_id)).fetchone() is not None:
+        if self._connection.execute("SELECT 1 FROM indexed_runs WHERE id = ?", (row_id,)).fetchone() is not None:
             row_id = self._connection.execute(_NEXT_ID, (row_id,)).fetchone()[0]
         if row_id > milliseconds:
             if len(self._next_ids) >= _MAX_HINTS:
@@ -240,12 +236,13 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
-    conditions, bound = _conditions(connection, query, chosen)
     if query.text is not None:
+        conditions, bound = _conditions(connection, query, chosen)
         ids = _ids_with_text(connection, query, tenant)
         return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
-    order = {"start": "runs.id DESC"}.get(query.order, f"runs.{query.order} DESC, runs.run_id DESC")
-    source, values = _source(connection, query, tenant, chosen)
+    source, values, row_id = _source(connection, query, tenant, chosen)
+    conditions, bound = _conditions(connection, query, chosen, row_id)
+    order = f"{row_id} DESC" if query.order == "start" else f"runs.{query.order} DESC, runs.run_id DESC"
     value = "0" if query.order == "start" else f"runs.{query.order}"
     where = " AND ".join(["runs.tenant = ?", *conditions])
     sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
@@ -320,9 +317,12 @@ def _chosen(connection: sqlite3.Connection, query: RunQuery) -> dict[int, list[i
 
 
 def _conditions(
-    connection: sqlite3.Connection, query: RunQuery, chosen: dict[int, list[int]]
+    connection: sqlite3.Connection, query: RunQuery, chosen: dict[int, list[int]], row_id: str = "runs.id"
 ) -> tuple[list[str], list[Any]]:
-    """Return the conditions on the rows of runs, except for that on the tenant, and their values."""
+    """Return the conditions on the rows of runs, except for that on the tenant, and their values.
+
+    row_id: the column of the ids.
+    """
     conditions, bound = [], list[Any]()
     for kind, values in chosen.items():
         marks = ", ".join("?" * len(values))
@@ -347,10 +347,10 @@ def _conditions(
             conditions.append(condition)
             bound.append(min(edge, MAX_NS + 1))
     if query.since is not None:
-        conditions.append("runs.id >= ?")
+        conditions.append(f"{row_id} >= ?")
         bound.append(min(query.since, MAX_NS) // MILLISECOND)
     if query.before is not None:
-        conditions.append("runs.id < ?")
+        conditions.append(f"{row_id} < ?")
         bound.append(first_id(connection, query.before[0]))
     if query.cursor is not None:
         column = "time" if query.order == "start" else query.order
@@ -361,10 +361,10 @@ def _conditions(
 
 def _source(
     connection: sqlite3.Connection, query: RunQuery, tenant: int, chosen: dict[int, list[int]]
-) -> tuple[str, list[Any]]:
-    """Return where the rows come from, up to the keyword for the first condition, and its values.
+) -> tuple[str, list[Any], str]:
+    """Return where the rows come from, up to the keyword for the first condition, its values, and the column of ids.
 
-    That is the filter which few runs match, else the order of the list.
+    That is a filter whose runs are in the order of the list, or few enough to be sorted; else the order of the list.
     """
     counts = {
         kind: sum(
@@ -373,28 +373,29 @@ def _source(
         )
         for kind, values in chosen.items()
     }
-    rarest = min(counts, key=lambda kind: counts[kind], default=None)
+    is_by_start = query.order == "start"
+    usable = [kind for kind in counts if counts[kind] < _FEW or (is_by_start and len(chosen[kind]) == 1)]
+    rarest = min(usable, key=counts.__getitem__, default=None)
     few = _FEW if rarest is None else min(_FEW, counts[rarest])
     long = "indexed_runs AS runs INDEXED BY runs_by_duration"
     if query.min_duration is not None and query.order != "duration":
         of_duration = f"{long} WHERE runs.tenant = ? AND runs.duration >= ?"
         if _count(connection, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
-            return f"{long} WHERE", []
-    if rarest is not None and (counts[rarest] < _FEW or (query.order == "start" and rarest not in _COLUMNS)):
-        marks = ", ".join("?" * len(chosen[rarest]))
-        among = f"found.tenant = ? AND found.kind = ? AND found.value IN ({marks})"
-        return (
-            f"run_values AS found CROSS JOIN indexed_runs AS runs ON runs.id = found.run WHERE {among} AND",
-            [tenant, rarest, *chosen[rarest]],
-        )
-    if query.order == "start":
-        return "indexed_runs AS runs NOT INDEXED WHERE", []
+            return f"{long} WHERE", [], "runs.id"
+    if rarest is not None:
+        values = chosen[rarest]
+        one_of = "= ?" if len(values) == 1 else f"IN ({', '.join('?' * len(values))})"
+        among = f"found.tenant = ? AND found.kind = ? AND found.value {one_of}"
+        source = f"run_values AS found CROSS JOIN indexed_runs AS runs ON runs.id = found.run WHERE {among} AND"
+        return source, [tenant, rarest, *values], "found.run"
+    if is_by_start:
+        return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
     if query.since is not None or query.until is not None:
         since, until = query.since or 0, MAX_NS if query.until is None else query.until
         edges = since // MILLISECOND, first_id(connection, until)
         if _count(connection, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < _FEW:
-            return "indexed_runs AS runs NOT INDEXED WHERE", []
-    return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", []
+            return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
+    return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", [], "runs.id"
 
 
 def _count(connection: sqlite3.Connection, rows: str, *values: int) -> int:

@@ -151,6 +151,10 @@ class Index:
                 break
             try:
                 position = self._step(min(_MAX_SECONDS, max(0.01, remaining)))
+            except StoreFull:
+                if not self.path.exists():
+                    raise
+                break  # lists have what the index has
             finally:
                 self._lock.release()
             if position.change_id >= target[0] and position.run >= target[1]:

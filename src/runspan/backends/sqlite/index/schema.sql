@@ -11,7 +11,7 @@ CREATE TABLE progress (
 -- document.
 CREATE TABLE names (id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE) STRICT;
 
--- The id is the run's sort time in milliseconds, or the next one that no run has or had. Without a duration or a cost,
+-- The id is the run's sort time in milliseconds, or the next one that no run has. Without a duration or a cost,
 -- these columns are -1.
 CREATE TABLE indexed_runs (
     id INTEGER PRIMARY KEY,
@@ -45,9 +45,6 @@ CREATE TABLE run_values (
     run INTEGER NOT NULL,
     PRIMARY KEY (tenant, kind, value, run)
 ) STRICT, WITHOUT ROWID;
-
--- Ids that the text index still has of runs which have changed or are gone.
-CREATE TABLE retired_ids (id INTEGER PRIMARY KEY) STRICT;
 
 -- Runs whose document cannot be read.
 CREATE TABLE damaged_runs (trace_id BLOB PRIMARY KEY, tenant INTEGER NOT NULL, run_id BLOB NOT NULL)

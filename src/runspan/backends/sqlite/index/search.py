@@ -95,13 +95,14 @@ class IndexedSearch:
         """Where runs contain the text of the query, by their id; of more runs than are in the list."""
         self.stopped_at: int | None = None
         """The time, in nanoseconds since 1970, before which runs were not searched for lack of time."""
-        self._deadline = monotonic() + _MAX_SECONDS
+        self._deadline = 0.0
 
     def runs(self, candidates: Iterator[Candidate]) -> Iterator[ListedRun]:
         """Yield those of the candidates that are in the list, in its order.
 
         candidates: in the order of the list, or by descending id for a list by start; see ``facts_index``.
         """
+        self._deadline = monotonic() + _MAX_SECONDS
         listed = self._listed(candidates)
         if self._query.order == "start":
             return self._unless_stopped(_by_start(listed, self._query.limit + 1))

@@ -1,8 +1,8 @@
 """The text index: which runs may contain a text.
 
-It has a full-text table for each calendar month (UTC) of the runs' times, with the trigrams of each run. Tables are
-dropped as a whole, and rows never change: the row of a run that was deleted, or has changed since, is a candidate that
-the document does not confirm.
+It has a full-text table for each week (UTC) of the runs' times, with the trigrams of each run. Tables are dropped as a
+whole, and rows never change: the row of a run that was deleted, or has changed since, is a candidate that the document
+does not confirm.
 
 Rows are numbered in order of arrival: of each trigram, the index stores the distances between its rows, and these are
 one byte where the numbers are dense. Numbers by time would take three times the space.
@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from heapq import heappop, heappush
+from datetime import date, timedelta
 from itertools import accumulate
 from typing import Final
 
 from runspan.codec.full_text import fold, searchable_text
 from runspan.model.document import Run
 
-_MONTH_BITS: Final = 32
-"""Bits of the number of a row within its month; those above are the months since 1970."""
+_WEEK: Final = 7 * 86_400_000
+_FIRST_MONDAY: Final = date(1969, 12, 29)
+_WEEKS: Final = range(1565, 4175)
+"""From 2000 to 2050; earlier and later runs are in the first and the last one, so that tables are not too many."""
+_WEEK_BITS: Final = 32
+"""Bits of the number of a row within its week; those above are the weeks since the first Monday."""
 _BLOCK_BITS: Final = 8
-_MONTH_BLOCK_BITS: Final = _MONTH_BITS - _BLOCK_BITS
+_WEEK_BLOCK_BITS: Final = _WEEK_BITS - _BLOCK_BITS
 _CREATE: Final = (
     "CREATE VIRTUAL TABLE {} USING fts5"
     " (content, content = '', columnsize = 0, detail = none, tokenize = 'trigram case_sensitive 1')"
@@ -39,15 +42,15 @@ _ADD_TO_BLOCK: Final = (
 )
 _FIND: Final = (
     "SELECT id, run FROM {0} CROSS JOIN text_rows ON id = {0}.rowid"
-    " WHERE {0} MATCH ? AND {0}.rowid BETWEEN ? AND ? ORDER BY {0}.rowid DESC"
+    " WHERE {0} MATCH ? AND {0}.rowid BETWEEN ? AND ? AND run < ? ORDER BY {0}.rowid DESC"
 )
 
 
 def add(connection: sqlite3.Connection, rowid: int, run: Run) -> None:
     """Add a run. ``rowid``: its id in ``indexed_runs``, about its time in milliseconds since 1970."""
-    month = _month_of(rowid)
-    table, first = _table(month), month << _MONTH_BITS
-    (last,) = connection.execute(_LAST_ROW, (first, first + (1 << _MONTH_BITS))).fetchone()
+    week = _week_of(rowid)
+    table, first = _table(week), week << _WEEK_BITS
+    (last,) = connection.execute(_LAST_ROW, (first, first + (1 << _WEEK_BITS))).fetchone()
     if last is None and not _exists(connection, table):
         connection.execute(_CREATE.format(table))
         connection.execute(_HASH_SIZE.format(table))
@@ -67,60 +70,61 @@ def candidates(connection: sqlite3.Connection, text: str, before_rowid: int) -> 
     ``text``: at least ``full_text.MIN_TEXT`` characters. ``before_rowid``: only ids less than it.
     """
     match = _conjunction(text)
-    months: dict[int, list[tuple[int, int, int]]] = {}
+    weeks: dict[int, list[tuple[int, int, int]]] = {}
     for block in connection.execute("SELECT block, least, greatest FROM text_blocks ORDER BY block"):
-        months.setdefault(block[0] >> _MONTH_BLOCK_BITS, []).append(block)
+        weeks.setdefault(block[0] >> _WEEK_BLOCK_BITS, []).append(block)
     last = before_rowid
-    for month, blocks in sorted(months.items(), reverse=True):
-        for run in _of_month(connection, _table(month), blocks, match, before_rowid):
+    for week, blocks in sorted(weeks.items(), reverse=True):
+        for run in _of_week(connection, _table(week), blocks, match, before_rowid):
             if run < last:
                 last = run
                 yield run
 
 
 def drop_before(connection: sqlite3.Connection, time_ms: int) -> None:
-    """Drop the months that ended before a time, in milliseconds since 1970."""
-    month = _month_of(time_ms)
+    """Drop the weeks that ended before a time, in milliseconds since 1970."""
+    week = _week_of(time_ms)
     past = "SELECT DISTINCT block >> ? FROM text_blocks WHERE block < ?"
-    for (found,) in connection.execute(past, (_MONTH_BLOCK_BITS, month << _MONTH_BLOCK_BITS)).fetchall():
+    for (found,) in connection.execute(past, (_WEEK_BLOCK_BITS, week << _WEEK_BLOCK_BITS)).fetchall():
         connection.execute(f"DROP TABLE {_table(found)}")
-    connection.execute("DELETE FROM text_blocks WHERE block < ?", (month << _MONTH_BLOCK_BITS,))
-    connection.execute("DELETE FROM text_rows WHERE id < ?", (month << _MONTH_BITS,))
+    connection.execute("DELETE FROM text_blocks WHERE block < ?", (week << _WEEK_BLOCK_BITS,))
+    connection.execute("DELETE FROM text_rows WHERE id < ?", (week << _WEEK_BITS,))
 
 
-def _of_month(
+def _of_week(
     connection: sqlite3.Connection, table: str, blocks: list[tuple[int, int, int]], match: str, before: int
 ) -> Iterator[int]:
-    """Yield the candidates of a month, the greatest first."""
+    """Yield the candidates of a week, the greatest first."""
     usable = [block for block, least, _ in blocks if least < before]
     if not usable:
         return
     greatest = accumulate([greatest for _, _, greatest in blocks], max)
     greatest_until = dict(zip([block for block, _, _ in blocks], greatest, strict=True))
     found: list[int] = []
-    """Negative ids, as a heap: they wait for greater ones that may follow."""
-    rows = connection.execute(
-        _FIND.format(table), (match, usable[0] << _BLOCK_BITS, (usable[-1] + 1 << _BLOCK_BITS) - 1)
-    )
+    """Ids that wait for greater ones, which may follow."""
+    greatest_found = 0
     block = usable[-1]
-    for row, run in rows:
+    rows = (match, usable[0] << _BLOCK_BITS, (block + 1 << _BLOCK_BITS) - 1, before)
+    for row, run in connection.execute(_FIND.format(table), rows):
         if row >> _BLOCK_BITS < block:
             block = row >> _BLOCK_BITS
-            while found and -found[0] > greatest_until[block]:
-                yield -heappop(found)
-        if run < before:
-            heappush(found, -run)
-    while found:
-        yield -heappop(found)
+            if greatest_found > greatest_until[block]:
+                found.sort()
+                while found and found[-1] > greatest_until[block]:
+                    yield found.pop()
+                greatest_found = found[-1] if found else 0
+        found.append(run)
+        greatest_found = max(greatest_found, run)
+    yield from sorted(found, reverse=True)
 
 
-def _month_of(milliseconds: int) -> int:
-    moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
-    return (moment.year - 1970) * 12 + moment.month - 1
+def _week_of(milliseconds: int) -> int:
+    week = (milliseconds + 3 * _WEEK // 7) // _WEEK  # 1970 began on a Thursday
+    return min(max(week, _WEEKS[0]), _WEEKS[-1])
 
 
-def _table(month: int) -> str:
-    return f"text_{1970 + month // 12:04}_{month % 12 + 1:02}"
+def _table(week: int) -> str:
+    return f"text_{_FIRST_MONDAY + timedelta(weeks=week):%Y_%m_%d}"
 
 
 def _exists(connection: sqlite3.Connection, table: str) -> bool:

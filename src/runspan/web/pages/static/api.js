@@ -45,6 +45,22 @@ export function url(path, parameters = {}) {
 }
 
 /**
+ * Return whether there is a run with this id. If that cannot be found out, there may be one.
+ *
+ * @param {string} id - Run id.
+ */
+export async function hasRun(id) {
+  const path = runApiPath(id);
+  if (path === null) return false;
+  try {
+    const response = await fetch(url(path), { method: "HEAD", cache: "no-store" });
+    return response.status !== 404 && response.status !== 400;
+  } catch {
+    return true;
+  }
+}
+
+/**
  * Return the URL of a run's page, or null if no URL can hold the id: browsers resolve "." and ".." as directories, and
  * lone surrogates cannot be encoded.
  *

@@ -1,6 +1,6 @@
-// Features of every page: colour theme, the search field for run ids, keyboard shortcuts and their help dialog.
+// Features of every page: colour theme, the search field, keyboard shortcuts and their help dialog.
 
-import { getJson, redirectToLogin, runPage, url } from "./api.js";
+import { getJson, hasRun, redirectToLogin, runPage, url } from "./api.js";
 import { announce, h, replace } from "./dom.js";
 
 const shortcuts = new Map();
@@ -51,8 +51,13 @@ function switchTheme() {
   announce(`Theme: ${THEME_LABELS[theme]}`);
 }
 
-/** Open the run with an id. 32 hex digits are looked up as a trace id first. */
-async function openRun(text) {
+/**
+ * Open the run with an id, or search for the text if there is none. 32 hex digits are looked up as a trace id first.
+ *
+ * @param {string} text - What was entered.
+ * @param {boolean} canSearch - Whether this server searches for texts.
+ */
+async function openOrSearch(text, canSearch) {
   let id = text;
   if (/^[0-9a-f]{32}$/i.test(text)) {
     try {
@@ -62,9 +67,17 @@ async function openRun(text) {
       // The text may be a run id nevertheless, and the run page reports errors.
     }
   }
+  if (canSearch && !(await hasRun(id))) return search(text);
   const page = runPage(id);
   if (page) location.assign(page);
   else announce("Browsers cannot open this id. Use runspan get instead.");
+}
+
+/** List the runs that contain a text, all runs for "". On the runs page the other filters stay. */
+function search(text) {
+  const isList = location.pathname === url("/");
+  const { cursor, ...filters } = isList ? Object.fromEntries(new URLSearchParams(location.search)) : {};
+  location.assign(url("/", { ...filters, q: text }));
 }
 
 async function runIdOfTrace(traceId) {
@@ -145,12 +158,13 @@ if (lookup) {
   lookup.addEventListener("submit", (event) => {
     event.preventDefault();
     const text = lookup.elements.id.value.trim();
-    if (text) openRun(text);
+    if (text) openOrSearch(text, Boolean(lookup.dataset.searches));
+    else if (new URLSearchParams(location.search).has("q")) search("");
   });
   lookup.elements.id.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
   });
-  shortcut("/", "Open a run by its id", () => {
+  shortcut("/", lookup.dataset.searches ? "Search runs, or open one by its id" : "Open a run by its id", () => {
     lookup.elements.id.select();
     lookup.elements.id.focus();
   });

@@ -15,13 +15,29 @@ const SHOWN_PARTIAL_REASONS = 5;
  * @param {boolean} page.acceptsRuns - Whether this server ingests runs itself.
  * @param {boolean} page.hasMore - Whether older pages may contain runs.
  * @param {boolean} page.isPartial - Whether the backend searched only a part.
+ * @param {string} [page.searches] - What this server searches for a text, in words.
  * @param {() => void} page.onClear - Called to clear the filters.
+ * @param {() => void} page.onSearchAll - Called to clear all filters but the text.
  */
-export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, onClear }) {
+export function emptyState({ parameters, acceptsRuns, hasMore, isPartial, searches, onClear, onSearchAll }) {
   if (hasMore) {
     return state("No run on this page", "The backend searched only a part of the time range. Try the older pages.");
   }
   if (parameters.cursor) return state("No older runs", "This is the end of the list.");
+  if (parameters.q) {
+    const { q, limit, ...others } = parameters;
+    const isFiltered = hasFilters(others);
+    return state(
+      isFiltered ? "No run with these filters contains this text" : "No run contains this text",
+      `Searched: ${searches || "the documents of runs"}.${isPartial ? " The results are incomplete, see above." : ""}`,
+      h(
+        "p",
+        { class: "buttons" },
+        isFiltered && button("Search all runs", onSearchAll),
+        button("Clear the search", onClear),
+      ),
+    );
+  }
   if (hasFilters(parameters)) {
     const partial = isPartial ? " The results are incomplete, see above." : "";
     const hint = TIME_PARAMETERS.some((name) => parameters[name])
@@ -52,6 +68,8 @@ const FIELD_HINTS = {
   endedTo: RANGE_HINT,
   stuckAfter: "Write a time as a number with s, m, h or d: 90s, 15m, 2h.",
   status: "Choose a status from the list above.",
+  minDuration: "Write a duration as a number with s, m, h or d: 90s, 5m, 1h.",
+  q: "Search for 3 to 200 characters.",
   limit: "The limit is a number from 1 to 200.",
   cursor: "This page of the list no longer exists. Start with the newest runs.",
 };

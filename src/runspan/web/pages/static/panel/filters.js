@@ -4,8 +4,12 @@ import { h } from "../dom.js";
 import { RUN_STATUSES, status } from "../format.js";
 import { TIME_PARAMETERS, readTimes, timeParameters } from "./time-range.js";
 
-const PARAMETERS = ["workflowId", "status", "stuckAfter", ...TIME_PARAMETERS];
-const FIELDS = ["workflowId", "status", "time", "by", "from", "to"];
+const MORE = ["triggerType", "errorCode", "stepType", "model", "minDuration", "sort"]; // fields that are behind a button
+const FIELDS = ["workflowId", "status", "time", "by", "from", "to", ...MORE];
+
+/** The query parameters that choose runs or sort them, and are kept when one of them changes. */
+export const FILTER_PARAMETERS = ["q", "workflowId", "status", ...TIME_PARAMETERS, "stuckAfter", ...MORE, "limit"];
+
 const STUCK_PREFIX = "stuck:"; // options of the status field that set the parameter stuckAfter
 const UNFINISHED = "pending,running,suspended";
 const SEVERAL = ["failed,timed_out", UNFINISHED];
@@ -16,7 +20,7 @@ const SEVERAL = ["failed,timed_out", UNFINISHED];
  * @param {object} parameters - Query parameters.
  */
 export function hasFilters(parameters) {
-  return PARAMETERS.some((name) => parameters[name]);
+  return FILTER_PARAMETERS.some((name) => name !== "limit" && parameters[name]);
 }
 
 /** Binds the filter form to query parameters. */
@@ -26,7 +30,9 @@ export class FilterForm {
    * @param {(parameters: object) => void} onChange - Called with the query parameters when the user changes a filter.
    */
   constructor(form, onChange) {
-    Object.assign(this, { fields: form.elements, onChange, limit: undefined });
+    Object.assign(this, { form, fields: form.elements, onChange, kept: {} });
+    this.more = form.querySelector("#more");
+    this.more.addEventListener("click", () => this.showMore(this.more.getAttribute("aria-expanded") !== "true"));
     for (const value of [...RUN_STATUSES, ...SEVERAL, `${STUCK_PREFIX}15m`]) {
       this.fields.status.append(h("option", { value }, optionLabel("status", value)));
     }
@@ -43,11 +49,12 @@ export class FilterForm {
    * @param {object} parameters - Query parameters.
    */
   show(parameters) {
-    const { limit, stuckAfter, workflowId, status: statuses } = parameters;
-    this.limit = limit;
+    const { limit, q, stuckAfter, workflowId, status: statuses } = parameters;
+    this.kept = { limit, q };
     const { choice, by, from, to } = readTimes(parameters, new Date());
     const values = { workflowId, status: statuses || (stuckAfter ? STUCK_PREFIX + stuckAfter : ""), time: choice, by };
-    for (const [name, value = ""] of Object.entries({ ...values, from, to })) {
+    const more = Object.fromEntries(MORE.map((name) => [name, parameters[name]]));
+    for (const [name, value = ""] of Object.entries({ ...values, from, to, ...more })) {
       const field = this.fields[name];
       if (field.options && ![...field.options].some((option) => option.value === value)) {
         field.append(h("option", { value }, optionLabel(name, value)));
@@ -55,6 +62,15 @@ export class FilterForm {
       if (field.value !== value) field.value = value;
     }
     this.showTimeFields();
+    const count = MORE.filter((name) => parameters[name]).length;
+    this.more.textContent = count ? `More filters · ${count}` : "More filters";
+    if (count) this.showMore(true);
+  }
+
+  /** Show or hide the filters that are rarely used. */
+  showMore(isShown) {
+    this.more.setAttribute("aria-expanded", String(isShown));
+    this.form.querySelector("#more-filters").hidden = !isShown;
   }
 
   /** Move the focus to the first field. */
@@ -81,11 +97,12 @@ export class FilterForm {
     const isStuck = choice.value.startsWith(STUCK_PREFIX);
     const times = { choice: time.value, by: by.value, from: from.value, to: to.value };
     this.onChange({
-      limit: this.limit,
+      ...this.kept,
       workflowId: workflowId.value,
       status: isStuck ? "" : choice.value,
       stuckAfter: isStuck ? choice.value.slice(STUCK_PREFIX.length) : "",
       ...timeParameters(times, new Date()),
+      ...Object.fromEntries(MORE.map((name) => [name, this.fields[name].value.trim()])),
     });
   }
 }

@@ -2,16 +2,18 @@
 
 import { runPage, url } from "../api.js";
 import { h, keyedChildren, replace } from "../dom.js";
-import { cost, duration, relativeTime, status, statusBadge, timeElement, tokens, utcTime } from "../format.js";
+import { cost, duration, number, relativeTime, status, statusBadge, timeElement, tokens, utcTime } from "../format.js";
 import { parseEpochMs } from "../instants.js";
 import { isolated, visible } from "../invisible-characters.js";
+import { formatUrlState } from "../run/url-state.js";
 import { Totals } from "./totals.js";
-import { TIME_PARAMETERS } from "./time-range.js";
+import { FILTER_PARAMETERS } from "./filters.js";
 
 const COLUMNS = ["Status", "Workflow", "Run", "Started", "Duration", "Tokens", "Cost"];
 const NUMBER_COLUMNS = new Set(["Duration", "Tokens", "Cost"]);
 const MAX_ERROR_CHARACTERS = 200;
 const MAX_TITLE_CHARACTERS = 500;
+const ORDERS = { duration: "longest first", cost: "highest cost first" };
 
 const none = () => h("span", { class: "muted" }, "–");
 
@@ -35,9 +37,12 @@ export class RunList {
    * Show runs.
    *
    * @param {object[]} runs - Items of GET /api/v1/runs.
+   * @param {object} [matches] - Where each run contains the text that was searched for, by run id: meta.matches.
+   * @param {string} [sort] - What they are sorted by, if not by their start.
    */
-  show(runs) {
+  show(runs, matches = {}, sort) {
     if (!this.body) this.createTable();
+    this.caption.textContent = `Runs, ${ORDERS[sort] || "newest first"}`;
     this.container.classList.remove("loading");
     const ids = new Set(runs.map((run) => run.id));
     for (const [id, row] of this.rows) {
@@ -49,7 +54,7 @@ export class RunList {
     const elements = new Map();
     for (const run of runs) {
       const row = this.rows.get(run.id) || this.createRow(run);
-      this.fillRow(row, run);
+      this.fillRow(row, run, Object.hasOwn(matches, run.id) ? matches[run.id] : null);
       elements.set(run.id, row.element);
     }
     this.elements = keyedChildren(this.body, this.elements, elements);
@@ -128,10 +133,11 @@ export class RunList {
       { scope: "col", role: "columnheader", class: "select-cell" },
       h("span", { class: "visually-hidden" }, "Compare"),
     );
+    this.caption = h("caption", { class: "visually-hidden" });
     const table = h(
       "table",
       { class: "runs", role: "table" },
-      h("caption", { class: "visually-hidden" }, "Runs, newest first"),
+      this.caption,
       h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, selectColumn, columns)),
       this.body,
     );
@@ -163,15 +169,16 @@ export class RunList {
     return row;
   }
 
-  fillRow(row, run) {
+  fillRow(row, run, match) {
     const version = JSON.stringify(run);
-    if (row.version === version) return;
+    const matchText = JSON.stringify(match);
+    if (row.version === version && row.match === matchText) return;
     const hadFocus = row.element.contains(document.activeElement) && document.activeElement !== row.checkbox;
-    Object.assign(row, { version, run, startedMs: parseEpochMs(run.startedAt) });
+    Object.assign(row, { version, match: matchText, run, startedMs: parseEpochMs(run.startedAt) });
     const { cells } = row;
     replace(cells.Status, statusBadge(run.status));
     replace(cells.Workflow, workflowNodes(run));
-    replace(cells.Run, runLink(run), run.error && errorElement(run.error));
+    replace(cells.Run, runLink(run), run.error && errorElement(run.error), match && matchElement(run, match));
     replace(cells.Started, startedElement(run));
     this.fillDuration(row);
     this.fillTotals(row);
@@ -237,8 +244,8 @@ function workflowNodes(run) {
   if (run.workflowId === undefined || run.workflowId === null) return none();
   const workflowId = typeof run.workflowId === "string" ? run.workflowId : JSON.stringify(run.workflowId);
   const query = new URLSearchParams(location.search);
-  const kept = Object.fromEntries(["status", ...TIME_PARAMETERS].map((name) => [name, query.get(name)]));
-  const href = url("/", { workflowId, ...kept });
+  const kept = Object.fromEntries(FILTER_PARAMETERS.map((name) => [name, query.get(name)]));
+  const href = url("/", { ...kept, workflowId, stuckAfter: null, limit: null });
   return [
     h("a", { class: "workflow", href, title: "Show only runs of this workflow" }, isolated(workflowId)),
     typeof run.triggerType === "string" && h("span", { class: "trigger" }, isolated(run.triggerType)),
@@ -250,6 +257,27 @@ function runLink(run) {
   if (page) return h("a", { class: "row-link mono", href: page }, isolated(run.id));
   const title = "Browsers cannot open this id. Use runspan get instead.";
   return h("span", { class: "mono", title }, isolated(run.id));
+}
+
+/** Where a run contains the text: the step and its member, which the link opens, and what is around the text there. */
+function matchElement(run, { stepId, execution, member, snippet, start, length }) {
+  const isInStep = stepId !== undefined;
+  const page = runPage(run.id);
+  const href = page + (isInStep ? formatUrlState({ view: "canvas", step: stepId, execution, tab: tabOf(member) }) : "");
+  const characters = [...snippet]; // as the server counts them
+  const part = (from, to) => visible(characters.slice(from, to).join(""));
+  const place = [isInStep && [isolated(stepId), execution > 1 && ` (${number(execution)})`, " · "], isolated(member)];
+  return h(
+    "div",
+    { class: "run-match" },
+    page ? h("a", { class: "match-place", href }, place) : h("span", { class: "match-place" }, place),
+    " ",
+    h("bdi", {}, part(0, start), h("mark", {}, part(start, start + length)), part(start + length)),
+  );
+}
+
+function tabOf(member) {
+  return ["input", "output", "error"].includes(member) ? member : null;
 }
 
 function errorElement(error) {

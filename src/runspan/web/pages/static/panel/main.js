@@ -1,24 +1,26 @@
 // Entry point of the runs panel: loads the list that the URL describes, shows it and keeps it up to date.
 
 import { getJson, redirectToLogin, url, workflowPage } from "../api.js";
-import { announce, replace } from "../dom.js";
+import { announce, h, replace } from "../dom.js";
 import { number, status } from "../format.js";
+import { isolated } from "../invisible-characters.js";
 import { Poller } from "../poll.js";
 import { shortcut } from "../shell.js";
 import { CompareSelection } from "./compare-selection.js";
 import { emptyState, errorState, partialNotice, staleNotice } from "./empty-states.js";
-import { FilterForm, hasFilters } from "./filters.js";
+import { FILTER_PARAMETERS, FilterForm, hasFilters } from "./filters.js";
 import { Histogram } from "./histogram.js";
 import { RunList } from "./list.js";
-import { TIME_PARAMETERS, startedBetween } from "./time-range.js";
+import { startedBetween } from "./time-range.js";
 
-const PARAMETERS = ["workflowId", "status", ...TIME_PARAMETERS, "stuckAfter", "limit", "cursor"];
+const PARAMETERS = [...FILTER_PARAMETERS, "cursor"];
 const RUNNING_DELAY = 3_000;
 const SUSPENDED_DELAY = 10_000; // suspended runs wait for people
 const IDLE_DELAY = 30_000; // new runs may arrive
 const MAX_RETRY_DELAY = 60_000;
 
 const byId = (id) => document.getElementById(id);
+const { searches } = byId("lookup").dataset; // what this server searches for a text, in words
 
 const selection = new CompareSelection(byId("compare-selected"));
 const list = new RunList(byId("list"), selection);
@@ -43,6 +45,12 @@ function currentFilters() {
   return filters;
 }
 
+/** The query parameters of the chart, which is the same however the list is sorted. */
+function chartFilters() {
+  const { sort, ...filters } = currentFilters();
+  return filters;
+}
+
 /**
  * Show the list for query parameters, as a new entry of the browser's history.
  *
@@ -63,11 +71,12 @@ async function load({ isRefresh = false } = {}) {
   poller.begin();
   form.show(parameters);
   byId("clear").hidden = !hasFilters(parameters);
+  showSearch(parameters.q || "");
   showWorkflowPage(parameters);
   if (!isRefresh || !shown) {
     showLive("loading", "Loading…");
     list.showLoading();
-    histogram.load(currentFilters());
+    histogram.load(chartFilters());
   }
   try {
     const { body } = await getJson("/api/v1/runs", parameters, { signal: controller.signal });
@@ -90,7 +99,7 @@ function show(parameters, { data, meta }, isRefresh) {
   const previous = shown;
   shown = { runs: data, cursor: meta.hasMore ? meta.cursor : null };
   replace(byId("notices"), partialNotice(meta.partial));
-  if (data.length) list.show(data);
+  if (data.length) list.show(data, meta.matches, parameters.sort);
   else
     list.showMessage(
       emptyState({
@@ -98,12 +107,14 @@ function show(parameters, { data, meta }, isRefresh) {
         acceptsRuns: byId("panel").dataset.writes === "yes",
         hasMore: meta.hasMore,
         isPartial: Boolean(meta.partial),
+        searches,
         onClear: () => navigate({}),
+        onSearchAll: () => navigate({ q: parameters.q }),
       }),
     );
   showPager(parameters);
   const hasChanged = !previous || JSON.stringify(previous.runs) !== JSON.stringify(shown.runs);
-  if (isRefresh) histogram.refresh(currentFilters(), hasChanged);
+  if (isRefresh) histogram.refresh(chartFilters(), hasChanged);
   else announce(data.length ? `${number(data.length)} runs${meta.hasMore ? ", and older ones" : ""}` : "No runs");
   if (previous === null && history.state?.focusedId) list.focus(history.state.focusedId);
   scheduleRefresh(data);
@@ -147,13 +158,31 @@ function togglePaused() {
   if (isPaused) showLive("paused", "Paused");
 }
 
-function showPager({ cursor }) {
+/** Show what is searched for: in the field at the top, and above the list. */
+function showSearch(text) {
+  const field = byId("lookup-id");
+  if (document.activeElement !== field) field.value = text;
+  byId("search-note").hidden = !text;
+  if (!text) return;
+  const clear = h("button", { class: "link-button", type: "button", onclick: clearSearch }, "Clear the search");
+  replace(byId("search-note"), "Runs that contain “", isolated(text), `” in ${searches || "their documents"}. `, clear);
+}
+
+function clearSearch() {
+  const { q, ...filters } = currentFilters();
+  navigate(filters);
+}
+
+function showPager({ cursor, sort }) {
   const isFirst = !cursor;
   byId("pager").hidden = isFirst && !shown.cursor;
   byId("newest").disabled = isFirst;
   byId("newer").disabled = isFirst;
   byId("older").disabled = !shown.cursor;
-  replace(byId("page-label"), isFirst ? "Newest runs" : "Older runs");
+  replace(byId("newest"), sort ? "First" : "Newest");
+  replace(byId("newer"), sort ? "Previous" : "Newer");
+  replace(byId("older"), sort ? "Next" : "Older");
+  replace(byId("page-label"), isFirst ? (sort ? "First runs" : "Newest runs") : sort ? "Further runs" : "Older runs");
 }
 
 function showOlder() {
