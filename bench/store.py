@@ -1,4 +1,4 @@
-"""Section ``store``: the embedded store at several sizes in turn: ingest, get, lists, disk, and the cost of fsync.
+"""Section ``store``: the embedded store at several sizes in turn: ingest, get, lists, statistics, disk, cost of fsync.
 
 The stores of all sizes are open at once and take turns, so that a figure at one size is compared with another of the
 same minute. Lists and gets are single calls in this process, without HTTP.
@@ -12,7 +12,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -23,13 +24,17 @@ from bench.figures import Figure, Goal, at_least, at_most, ratio, take_turns
 from bench.plan import Plan
 from runspan import encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import RunQuery
+from runspan.backends.sqlite.index import stats, stats_reader
+from runspan.backends.sqlite.index.indexer import SCHEMA
+from runspan.codec.facts import run_facts
+from runspan.contracts import RunQuery, StatsQuery
 from runspan.model.document import Run
 from runspan.model.timestamps import parse_ns
 from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
 from runspan.storage.data_directory import INDEX_FILE
+from runspan.storage.sqlite_file import open_database
 from runspan.testing import generate
 
 T = TypeVar("T")
@@ -43,6 +48,7 @@ _LARGE = 100_000
 _RESOURCE = Resource()
 _RUNS_A_REQUEST = 320
 """About as many as in a request of the exporter."""
+_DAY = 86_400 * 10**9
 _STEPS = 500
 """Of the run that grows."""
 _WRITERS = 4
@@ -118,6 +124,7 @@ def run(plan: Plan) -> list[Figure]:
         figures = [_disk(shelf) for shelf in shelves]
         figures += _reads(plan, shelves, rounds)
         figures += _ingest(plan, shelves, rounds)
+        figures += _statistics(plan, shelves[-1], rounds)
     return [*figures, *_durability(plan, rounds), _growth(plan, rounds), *_index(plan, rounds)]
 
 
@@ -243,6 +250,47 @@ def _index(plan: Plan, rounds: int) -> list[Figure]:
         Figure("store", "index a run / store it", value, low, high, note=note),
         Figure("store", "index / raw JSON", median(shares), min(shares), max(shares), note="on disk"),
     ]
+
+
+def _statistics(plan: Plan, shelf: Shelf, rounds: int) -> list[Figure]:
+    """Measure statistics of as many runs as the largest store has, against a list of it."""
+    questions = {
+        "by workflow": StatsQuery(group_by=("workflow",)),
+        "by workflow in 30 days": StatsQuery(
+            group_by=("workflow",), since=shelf.newest - 30 * _DAY + _DAY // 2, until=shelf.newest
+        ),
+        "by workflow and day in 30 days": StatsQuery(
+            group_by=("workflow", "day"), since=shelf.newest - 30 * _DAY, until=shelf.newest, limit=1000
+        ),
+        "of one workflow by day in 90 days": StatsQuery(
+            workflow_id="wf_lead_enrichment", group_by=("day",), since=shelf.newest - 90 * _DAY, until=shelf.newest
+        ),
+    }
+    with closing(open_database(None, SCHEMA)) as connection:
+        connection.execute("INSERT INTO progress VALUES (1, 0, x'', 0, 0)")
+        documents = generate(shelf.size, seed=seed(_SECTION, 400))
+        while chunk := list(islice(documents, 1000)):
+            stats.apply(connection, [("", run_facts(Run.from_json(text)), 1) for text in chunk])
+        calls: dict[str, Callable[[int], float]] = {
+            name: _timed(partial(stats_reader.read, connection, query, lambda trace_id: None))
+            for name, query in questions.items()
+        }
+        samples = take_turns({"list": _timed(partial(shelf.store.search, RunQuery())), **calls}, max(rounds, 5))
+    figures = []
+    for name in questions:
+        plan.say(f"store statistics {name} at {shelf.size:,} runs: {min(samples[name]) * 1e3:.1f} ms")
+        figure = f"statistics {name} / list of 50, {shelf.size:,} runs"
+        figures.append(Figure("store", figure, *ratio(samples[name], samples["list"])))
+    return figures
+
+
+def _timed(call: Callable[[], object]) -> Callable[[int], float]:
+    def sample(turn: int) -> float:
+        begun = time.perf_counter()
+        call()
+        return time.perf_counter() - begun
+
+    return sample
 
 
 def _growth(plan: Plan, rounds: int) -> Figure:

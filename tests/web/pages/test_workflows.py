@@ -162,6 +162,9 @@ def test_failures_are_grouped_by_error_and_lead_to_their_newest_run(page: Page, 
         expect(rows.first.locator("td").nth(1)).to_have_text("6")
         expect(rows.nth(1)).to_contain_text("message 0")
         expect(table(page, "Failing steps").first).to_contain_text("100 %")
+        rows.nth(1).get_by_role("link", name="3", exact=True).click()
+        expect(page.locator("table.runs tbody tr")).to_have_count(3)
+        page.go_back()
         rows.first.get_by_role("link", name=re.compile("ago")).click()
         expect(page).to_have_url(f"{url}/runs/run_1")
 

@@ -79,6 +79,16 @@ class _Sums:
             self._conditions.append("coalesce(series.workflow_id, 0) = ?")
             self._values.append(stats.utf8(query.workflow_id))
 
+    @property
+    def are_few(self) -> bool:
+        """Whether there cannot be more groups of whole runs than the limit of the query."""
+        limit, series = self.query.limit, 1
+        if self.query.is_by_workflow:
+            conditions = " AND ".join(self._conditions)
+            statement = f"SELECT count(*) FROM (SELECT 1 FROM series WHERE {conditions} LIMIT {limit + 1})"  # noqa: S608
+            (series,) = self._connection.execute(statement, self._values).fetchone()
+        return series * len(self.bins) <= limit
+
     def restrict(self, series: Iterable[int]) -> None:
         """Read only these series from now on."""
         self._conditions.append(f"series.id IN ({', '.join(map(str, series))})")
@@ -174,10 +184,11 @@ def _labels(group: StatsGroup) -> _FailureLabels:
 
 def _runs(sums: _Sums) -> Iterator[StatsGroup]:
     """Yield the groups of whole runs."""
-    by_series = sums.query.is_by_workflow
-    keys = {key: runs for key, _, (runs, *_) in sums.rows(stats.RUNS, largest_by="runs")}
-    if by_series:
-        sums.restrict({series for series, _ in keys if series is not None})
+    largest: dict[_Key, int] | None = None
+    if not sums.are_few:
+        largest = {key: runs for key, _, (runs, *_) in sums.rows(stats.RUNS, largest_by="runs")}
+        if sums.query.is_by_workflow:
+            sums.restrict({series for series, _ in largest if series is not None})
     statuses: defaultdict[_Key, dict[str, int]] = defaultdict(dict)
     timed: defaultdict[_Key, list[int]] = defaultdict(lambda: [0, 0])
     for key, (status,), (runs, count, duration) in sums.rows(stats.RUNS, ("status",)):
@@ -188,7 +199,10 @@ def _runs(sums: _Sums) -> Iterator[StatsGroup]:
         for key, (bucket,), (runs,) in sums.rows(stats.DURATIONS, ("bucket",)):
             buckets[key][bucket] = runs
     usage = {key: _usage(numbers) for key, _, numbers in sums.rows(stats.MODELS)}
-    for key, runs in keys.items():
+    if largest is None:
+        counts = {key: sum(found.values()) for key, found in statuses.items()}
+        largest = dict(sorted(counts.items(), key=lambda item: (item[0][1], -item[1])))
+    for key, runs in largest.items():
         yield replace(
             sums.group(key),
             runs=runs,
