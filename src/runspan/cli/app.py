@@ -46,7 +46,7 @@ _COMMANDS: Final = {
     "export": ("export", "export", "Send run documents as traces."),
     "get": ("query", "get", "Print one run document, exactly."),
     "keys": ("keys", "keys", "Manage the API keys of a server, which are kept hashed in its data directory."),
-    "list": ("query", "list_runs", "List runs, newest first."),
+    "list": ("query", "list_runs", "List runs, newest first or by another order."),
     "resolve": ("resolve", "resolve_run", "End a run whose engine died, so that it is stuck no more."),
     "restore": ("backup", "restore", "Put a backup into a data directory."),
     "serve": ("serve", "serve", "Serve the web pages and the REST API, and receive traces."),
