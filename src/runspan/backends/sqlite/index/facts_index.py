@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from heapq import merge
@@ -13,6 +14,7 @@ import zstandard
 
 from runspan.backends.sqlite.index import stats, text
 from runspan.codec.facts import RunFacts, run_facts
+from runspan.codec.full_text import searchable_text
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
@@ -46,6 +48,7 @@ _ENDED: Final = frozenset(map(str.encode, TERMINAL_RUN_STATUSES))
 _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
 """Runs in these statuses are few, and change often: a search for a text reads their documents."""
 
+_log = logging.getLogger("runspan.index")
 _pack = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(RunFacts).decode
 
@@ -90,11 +93,12 @@ class FactsWriter:
     def put(self, stored: StoredRun, run: Run | None) -> None:
         """Write what a run has now in place of what it had; None for a document that cannot be read."""
         self.remove(stored.trace_id)
-        if run is None:
+        content = None if run is None else _content(stored, run)
+        if content is None:
             row = (stored.trace_id, self._name(stored.tenant), stored.run_id)
             self._connection.execute("INSERT INTO damaged_runs VALUES (?, ?, ?)", row)
         else:
-            self._add(stored, run)
+            self._add(stored, *content)
 
     def remove(self, trace_id: bytes) -> None:
         """Delete what there is of a run."""
@@ -139,8 +143,7 @@ class FactsWriter:
         self._names.clear()
         self._next_ids.clear()
 
-    def _add(self, stored: StoredRun, run: Run) -> None:
-        facts = run_facts(run, stored.time)
+    def _add(self, stored: StoredRun, facts: RunFacts, content: str) -> None:
         tenant = self._name(stored.tenant)
         row_id = self._free_id(stored.time // MILLISECOND)
         duration, cost, *values = columns_of(facts)
@@ -156,7 +159,7 @@ class FactsWriter:
         self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
         self._counted.append((stored.tenant.decode(), facts, 1))
         if in_text:
-            text.add(self._connection, row_id, run)
+            text.add(self._connection, row_id, content)
 
     def _free_id(self, milliseconds: int) -> int:
         """Return the id of a run at this time, which no other run has."""
@@ -181,6 +184,15 @@ class FactsWriter:
                 self._names.clear()
             self._names[name] = found
         return found
+
+
+def _content(stored: StoredRun, run: Run) -> tuple[RunFacts, str] | None:
+    """Return the facts of a run and what it is searched for, None if that fails: no other run waits for this one."""
+    try:
+        return run_facts(run, stored.time), "" if stored.status in _UNFINISHED else searchable_text(run)
+    except Exception:
+        _log.exception("a run cannot be indexed: trace %s", stored.trace_id.hex())
+        return None
 
 
 def unpack(packed: bytes) -> RunFacts:
