@@ -59,8 +59,8 @@ class ModelUse(Struct, frozen=True, array_like=True):
     """Estimated cost in ``NANO_DOLLARS``."""
 
 
-class RunFacts(Struct, frozen=True, array_like=True):
-    """What lists are filtered and sorted by, and statistics are made of."""
+class RunOutcome(Struct, frozen=True, array_like=True):
+    """The facts of a run as a whole."""
 
     workflow_id: str | None
     status: str | None
@@ -75,6 +75,11 @@ class RunFacts(Struct, frozen=True, array_like=True):
     """``code`` of the run's error."""
     failed_step: str | None
     """The name of the first failed step."""
+
+
+class RunFacts(RunOutcome, frozen=True, array_like=True):
+    """What lists are filtered and sorted by, and statistics are made of."""
+
     steps: tuple[StepFacts, ...]
     models: tuple[ModelUse, ...]
 

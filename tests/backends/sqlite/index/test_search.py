@@ -132,6 +132,15 @@ def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -
         assert found(store, "cus_4711", order="duration", since=START + SECOND) == ["run_003", "run_002", "run_001"]
 
 
+def test_an_order_does_not_depend_on_other_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs of others contain the text, those of the tenant are few."""
+    monkeypatch.setattr(facts_index, "_FEW", 3)
+    with filled([make_run(number, durationMs=1000 * number) for number in range(9)]) as store:
+        for number in range(3):
+            store.put(make_run(number, durationMs=1000 * number), tenant="small", observed_at=START)
+        assert found(store, "cus_4711", tenant="small", order="duration") == ["run_002", "run_001", "run_000"]
+
+
 def test_runs_that_change_and_go() -> None:
     """A correction is found by its own text and no longer by the former; a deleted run is not found."""
     runs = [make_run(1), make_run(2)]
