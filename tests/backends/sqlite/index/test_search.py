@@ -173,6 +173,20 @@ def test_a_search_that_takes_too_long_is_continued(monkeypatch: pytest.MonkeyPat
         assert found(store, "cus_4711") == [f"run_{number:03}" for number in reversed(range(300)) if number % 3]
 
 
+def test_a_search_among_runs_of_others_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their runs with the text cost time too: the page says how far it came, and the next ones go on."""
+    monkeypatch.setattr(search, "_MAX_SECONDS", 0.0)
+    monkeypatch.setattr(search, "_CHUNK", 4)
+    monkeypatch.setattr(facts_index, "_CHUNK", 2)
+    with filled([make_run(number) for number in range(1, 60)]) as store:
+        store.put(make_run(0), tenant="small", observed_at=START)
+        page = store.search(RunQuery(text="cus_4711", tenant="small"))
+        assert page.items == []
+        assert page.cursor is not None
+        assert "the next page continues there" in page.partial[0]
+        assert found(store, "cus_4711", tenant="small") == ["run_000"]
+
+
 def test_texts_that_cannot_be_searched_for() -> None:
     """Too short, too long, and any text in a store without an index are refused with the reason."""
     for text in ("", "ab", "x" * (MAX_TEXT + 1)):

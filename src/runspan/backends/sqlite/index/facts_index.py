@@ -32,6 +32,10 @@ _FEW: Final = 20_000
 are in it."""
 _CHUNK: Final = 256
 """Runs with a text whose other filters are compared at once."""
+_MAX_COMPARED: Final = 1_000_000
+"""Runs of all tenants whose filters are compared before those with a text are sorted: this takes seconds."""
+NO_RUN: Final = b""
+"""The trace id of a candidate that only tells how far a search for a text came: most runs may be of other tenants."""
 _WITHOUT_TEXT: Final = (
     "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
     " ORDER BY id DESC"
@@ -75,6 +79,7 @@ class Candidate(NamedTuple):
 
     id: int
     trace_id: bytes
+    """Or ``NO_RUN``."""
     time: int
     value: int
     """What the list is sorted by."""
@@ -299,12 +304,13 @@ def _among(
         sql = f"SELECT runs.id, runs.trace_id, runs.time, 0 {of_ids} ORDER BY runs.id DESC"
         for chunk in chunks:
             yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
+            yield Candidate(chunk[-1], NO_RUN, 0, 0)
         return
     found: list[int] = []
-    for chunk in chunks:
+    for number, chunk in enumerate(chunks, 1):
         # The text index has the runs of all tenants: only those of this one may count.
         found += [row_id for (row_id,) in connection.execute(f"SELECT runs.id {of_ids}", [str(chunk), *values])]
-        if len(found) > _FEW:
+        if len(found) > _FEW or number * _CHUNK > _MAX_COMPARED:
             raise QueryUnsupported(
                 where="sort",
                 expected=f"a text that at most {_FEW} runs may contain",
