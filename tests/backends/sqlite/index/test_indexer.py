@@ -133,6 +133,24 @@ def test_a_file_of_another_store(tmp_path: Path, runs: list[Run]) -> None:
         assert_current(store, runs[30:])
 
 
+@pytest.mark.parametrize("count", [0, 5, 10, 15])
+def test_an_older_copy_of_the_store(tmp_path: Path, runs: list[Run], count: int) -> None:
+    """Who puts it back beside the newer index gets all its runs, also those that have numbers of the others."""
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs[:20])
+        assert_current(store, runs[:20])
+    copy = store.path.read_bytes()
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs[20:30])
+        assert_current(store, runs[:30])
+    store.path.write_bytes(copy)
+    with SqliteStore(tmp_path) as store:
+        put(store, *runs[30 : 30 + count])
+        assert_current(store, runs[:20] + runs[30 : 30 + count])
+        put(store, *runs[50:])
+        assert_current(store, runs[:20] + runs[30 : 30 + count] + runs[50:])
+
+
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + b"\0" * 20_000])
 def test_a_file_that_is_none(tmp_path: Path, runs: list[Run], content: bytes) -> None:
     """It is replaced."""

@@ -97,6 +97,11 @@ class FactsWriter:
         self._counted: list[tuple[str, RunFacts, int]] = []
         """What statistics have not counted yet, see ``stats.apply``."""
 
+    def has(self, trace_id: bytes) -> bool:
+        """Return whether there is anything of a run."""
+        sql = "SELECT 1 FROM indexed_runs WHERE trace_id = ? UNION ALL SELECT 1 FROM damaged_runs WHERE trace_id = ?"
+        return self._connection.execute(sql, (trace_id, trace_id)).fetchone() is not None
+
     def put(self, stored: StoredRun, run: Run | None) -> None:
         """Write what a run has now in place of what it had; None for a document that cannot be read."""
         self.remove(stored.trace_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from runspan.storage.sqlite_file import read_statements
@@ -67,10 +68,23 @@ def end(connection: sqlite3.Connection) -> tuple[int, int]:
     return change_id, run
 
 
-def is_of_store(connection: sqlite3.Connection, position: Position) -> bool:
-    """Return whether a position is one in this store, and in this state of it."""
-    sql = "SELECT 1 FROM changed_runs WHERE id = ? AND trace_id = ?"
-    return connection.execute(sql, position[:2]).fetchone() is not None
+def is_of_store(connection: sqlite3.Connection, position: Position, is_read: Callable[[bytes], bool]) -> bool:
+    """Return whether a position is one in this store, and in this state of it.
+
+    is_read: returns whether the index has a run. Runs that were stored after an older copy of the store was put back
+    have the numbers of those that the index read.
+    """
+    sql = (
+        "SELECT max(id), (SELECT trace_id FROM changed_runs WHERE id = ?), (SELECT ifnull(max(id), 0) FROM runs),"
+        # By its trace id, since a damaged run that is not found by it cannot be read either.
+        " (SELECT trace_id FROM runs WHERE trace_id = (SELECT trace_id FROM runs WHERE id = ?)) FROM changed_runs"
+    )
+    newest, change_trace_id, last_run, trace_id = connection.execute(sql, (position.change_id, position.run)).fetchone()
+    if change_trace_id != position.change_trace_id:
+        return False
+    if newest > position.change_id:
+        return True  # the last run that was read may be gone
+    return last_run >= position.run and (trace_id is None or is_read(trace_id))
 
 
 def after(connection: sqlite3.Connection, position: Position, limit: int) -> dict[bytes, Position]:

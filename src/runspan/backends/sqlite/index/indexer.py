@@ -261,7 +261,7 @@ class Index:
     def _read_changes(self, deadline: float) -> Position:
         connection, facts = self._open()
         position = self._position(connection)
-        if self._is_current(position):
+        if self._is_current(position, facts):
             return position
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -318,10 +318,10 @@ class Index:
             return None
         return run
 
-    def _is_current(self, position: Position) -> bool:
+    def _is_current(self, position: Position, facts: FactsWriter) -> bool:
         """Return whether the index has everything that the store has. Raise _Unusable if it is not of the store."""
         with self._read() as store:
-            if not feed.is_of_store(store, position):
+            if not feed.is_of_store(store, position, facts.has):
                 raise _Unusable("it is of another store, or of another state of it")
             return feed.end(store) == (position.change_id, position.run)
 
