@@ -310,6 +310,24 @@ def test_a_list_does_not_wait_for_a_large_document(tmp_path: Path, runs: list[Ru
             assert store._index.catch_up(0.1) == len(runs) - 10
 
 
+def test_closing_does_not_wait_for_a_large_document(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start indexes it."""
+    monkeypatch.setattr(indexer, "_CLOSE_SECONDS", 0.1)
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs)
+        thread = store._index._thread
+        assert thread is not None
+        with store._index._lock:
+            store.close()
+            assert thread.is_alive()
+        thread.join()
+        assert store._index._connection is None
+    with SqliteStore(tmp_path, index=True) as store:
+        assert_current(store, runs)
+
+
 def test_none_is_kept(tmp_path: Path, runs: list[Run]) -> None:
     """Without an index what needs one is refused; the file is gone, and the store has nothing for it."""
     with SqliteStore(tmp_path, index=True) as store:

@@ -63,6 +63,8 @@ _IDLE: Final = 5.0
 """Seconds after which the feed is looked at, in case another process has written to the store."""
 _RETRY_AFTER: Final = 10.0
 """Seconds until the next attempt when the index cannot be written."""
+_CLOSE_SECONDS: Final = 3.0
+"""Seconds that closing waits for the transaction that has begun."""
 _FREED_PAGES: Final = 200
 
 _log = logging.getLogger("runspan.index")
@@ -204,13 +206,17 @@ class Index:
         self._writer.submit(work)
 
     def close(self) -> None:
-        """End the thread and close the file. Idempotent."""
+        """End the thread and close the file. Idempotent.
+
+        A large document may hold the lock for long: its transaction is left alone then, and lost if the process ends.
+        """
         self._closing = True
         self._changed.set()
         if self._thread is not None:
-            self._thread.join()
-        with self._lock:
+            self._thread.join(_CLOSE_SECONDS)
+        if self._lock.acquire(timeout=_CLOSE_SECONDS if self._thread is None else 0):
             self._close_file()
+            self._lock.release()
 
     def _follow(self) -> None:
         failure = ""
@@ -228,12 +234,16 @@ class Index:
                     sleep(_GIVE_WAY)
                 failure = ""
             except Exception as error:
+                if self._closing:  # so may be the store
+                    break
                 if str(error) != failure:
                     failure = str(error)
                     _log.warning("the index cannot be brought up to date: %s", failure)
                 pause = _RETRY_AFTER
             if self._changed.wait(pause) and not self._closing:
                 self._pause(_LATENCY if pause == _IDLE else pause)
+        with self._lock:
+            self._close_file()
 
     def _pause(self, seconds: float) -> None:
         end = monotonic() + seconds
