@@ -29,3 +29,21 @@ def test_models_are_counted_as_in_the_totals_of_the_run_span() -> None:
     assert (
         (use.input_tokens, use.output_tokens, use.cost / 1e9) == tuple(totals[key] for key in RUN_TOTALS) == (6, 4, 0.5)
     )
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "1" * 5000, "1e400", "-1", "1000000000001"])
+def test_a_duration_that_is_not_believed(number: str) -> None:
+    """The times count instead, however many digits the number has."""
+    times = '"startedAt":"2026-01-01T00:00:00Z","completedAt":"2026-01-01T00:00:05Z"'
+    run = Run.from_json(f'{{"id":"it",{times},"durationMs":{number}}}')
+    assert run_facts(run).duration == duration(summary_members(run.summary())) == 5_000_000_000
+
+
+@pytest.mark.parametrize("models", [1, 20_000])
+def test_costs_stay_within_64_bits(models: int) -> None:
+    """However many steps a run has, each with the highest cost that is believed."""
+    usage = [USAGE["usage"] | {"estimatedCostUsd": 1e6, "model": f"m{number % models}"} for number in range(20_000)]
+    steps = [{"id": "a", "type": "agent", "output": {"usage": used}} for used in usage]
+    facts = run_facts(Run.from_dict({"id": "it", "steps": steps}))
+    assert 1 << 61 < facts.cost < 1 << 63
+    assert max(use.cost for use in facts.models) <= facts.cost

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Final
 
 import msgspec
@@ -28,6 +27,8 @@ NANO_DOLLARS: Final = 1_000_000_000
 _MAX_COUNT: Final = 1_000_000_000_000
 """Tokens of a step, and milliseconds, that are believed; a larger number is not counted, and no sum leaves 64 bits."""
 _MAX_DOLLARS: Final = 1_000_000
+_MAX_COST: Final = (1 << 62) - 1
+"""In ``NANO_DOLLARS``, of a run: thousands of steps may each be believed to cost ``_MAX_DOLLARS``."""
 
 _number = msgspec.json.Decoder(int | float).decode
 _summary = msgspec.json.Decoder(Summary).decode
@@ -58,8 +59,8 @@ class ModelUse(Struct, frozen=True, array_like=True):
     """Estimated cost in ``NANO_DOLLARS``."""
 
 
-class RunFacts(Struct, frozen=True, array_like=True):
-    """What lists are filtered and sorted by, and statistics are made of."""
+class RunOutcome(Struct, frozen=True, array_like=True):
+    """The facts of a run as a whole."""
 
     workflow_id: str | None
     status: str | None
@@ -74,13 +75,18 @@ class RunFacts(Struct, frozen=True, array_like=True):
     """``code`` of the run's error."""
     failed_step: str | None
     """The name of the first failed step."""
+
+
+class RunFacts(RunOutcome, frozen=True, array_like=True):
+    """What lists are filtered and sorted by, and statistics are made of."""
+
     steps: tuple[StepFacts, ...]
     models: tuple[ModelUse, ...]
 
     @property
     def cost(self) -> int:
         """The estimated cost of all models in ``NANO_DOLLARS``."""
-        return sum(use.cost for use in self.models)
+        return min(sum(use.cost for use in self.models), _MAX_COST)
 
 
 def run_facts(run: Run, time: int | None = None) -> RunFacts:
@@ -151,7 +157,10 @@ def _models(steps: tuple[Step, ...]) -> tuple[ModelUse, ...]:
             written + _believed(usage.completion_tokens),
             cost + (round(dollars * NANO_DOLLARS) if 0 <= dollars <= _MAX_DOLLARS else 0),
         )
-    return tuple(ModelUse(model, *counts) for model, counts in sorted(found.items()))
+    return tuple(
+        ModelUse(model, count, read, written, min(cost, _MAX_COST))
+        for model, (count, read, written, cost) in sorted(found.items())
+    )
 
 
 def _believed(count: int) -> int:
@@ -164,4 +173,4 @@ def _positive(number: object) -> int | float | None:
         value = _number(bytes(number)) if type(number) is Raw else None
     except PARSE_ERRORS:
         return None
-    return value if value is not None and isfinite(value) and 0 <= value <= _MAX_COUNT else None
+    return value if value is not None and 0 <= value <= _MAX_COUNT else None

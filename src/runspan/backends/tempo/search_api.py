@@ -24,7 +24,7 @@ from runspan.errors import PARSE_ERRORS, BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.model.span import UNSET, Span, Value
-from runspan.model.timestamps import MILLISECOND, SECOND
+from runspan.model.timestamps import MAX_NS, MILLISECOND, SECOND
 
 _SPAN_ID_DIGITS: Final = 16
 _TRACE_ID_DIGITS: Final = 32
@@ -250,14 +250,15 @@ def _summary_terms(query: RunQuery) -> list[str]:
         other = _all("status != error", _any([_has_value(error), _exists(error + fields.SIZE)]))
         terms.append(_any([_equal(ERROR_TYPE, query.error_code), f"({other})"]))
     if query.min_duration is not None:
+        shortest = max(0, min(query.min_duration, MAX_NS))  # Tempo refuses a number of more than 64 bits
         duration = _FIELDS["duration_ms"].key
         completed = _FIELDS["completed_at"].key + fields.NON_CANONICAL
         started = _FIELDS["started_at"].key + fields.NON_CANONICAL
         terms.append(
             _any(
                 [
-                    f"duration >= {max(query.min_duration, 0)}ns",
-                    f"span.{duration} >= {-(-query.min_duration // MILLISECOND)}",
+                    f"duration >= {shortest}ns",
+                    f"span.{duration} >= {-(-shortest // MILLISECOND)}",
                     _has_value(duration + fields.NON_CANONICAL),
                     # The span of a revision has no length, and that of a run that "started" in 1970 starts later.
                     f"({_all(_REVISION_SPAN, _has_value(completed))})",

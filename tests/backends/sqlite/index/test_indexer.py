@@ -12,6 +12,7 @@ import sys
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -19,7 +20,8 @@ from backends.sqlite.index.test_filters import HOUR, T0, expected, listed, make_
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.backup import restore_backup, write_backup
-from runspan.backends.sqlite.index import feed, indexer
+from runspan.backends.sqlite.index import facts_index, feed, indexer
+from runspan.codec.facts import RunFacts, run_facts
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.timestamps import SECOND, rfc3339
@@ -131,6 +133,24 @@ def test_a_file_of_another_store(tmp_path: Path, runs: list[Run]) -> None:
         assert_current(store, runs[30:])
 
 
+@pytest.mark.parametrize("count", [0, 5, 10, 15])
+def test_an_older_copy_of_the_store(tmp_path: Path, runs: list[Run], count: int) -> None:
+    """Who puts it back beside the newer index gets all its runs, also those that have numbers of the others."""
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs[:20])
+        assert_current(store, runs[:20])
+    copy = store.path.read_bytes()
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs[20:30])
+        assert_current(store, runs[:30])
+    store.path.write_bytes(copy)
+    with SqliteStore(tmp_path) as store:
+        put(store, *runs[30 : 30 + count])
+        assert_current(store, runs[:20] + runs[30 : 30 + count])
+        put(store, *runs[50:])
+        assert_current(store, runs[:20] + runs[30 : 30 + count] + runs[50:])
+
+
 @pytest.mark.parametrize("content", [b"", b"no database", b"SQLite format 3\0" + b"\0" * 20_000])
 def test_a_file_that_is_none(tmp_path: Path, runs: list[Run], content: bytes) -> None:
     """It is replaced."""
@@ -240,6 +260,72 @@ def test_damaged_documents(tmp_path: Path, runs: list[Run]) -> None:
         page = store.search(RunQuery(order="cost", limit=200))
         assert page.partial == ("run run-009 is left out: its document is damaged",)
         assert len(page.items) == len(runs) - 1
+
+
+def test_a_run_that_cannot_be_indexed(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lists name it, the log says why, and the index has all others: a defect in what reads one stops none of them."""
+
+    def fail_once(run: Run, time: int | None = None) -> RunFacts:
+        if run.id == "run-009":
+            raise OverflowError("a number that nobody thought of")
+        return run_facts(run, time)
+
+    monkeypatch.setattr(facts_index, "run_facts", fail_once)
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs)
+        page = store.search(RunQuery(order="duration", limit=200))
+        assert page.partial == ("run run-009 is left out: its document is damaged",)
+        assert len(page.items) == len(runs) - 1
+    assert "a number that nobody thought of" in caplog.text
+
+
+def test_large_documents_do_not_hold_the_index(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, a transaction ends behind the one at which its time is over, and the rest follows."""
+    with SqliteStore(tmp_path, index=True):
+        pass
+    with SqliteStore(tmp_path) as store:
+        put(store, *runs[:10])
+        assert_current(store, runs[:10])
+        put(store, *runs[10:])
+        with monkeypatch.context() as slowly:
+            add = facts_index.FactsWriter.put
+            slowly.setattr(facts_index.FactsWriter, "put", lambda *args: (sleep(0.05), add(*args)))
+            assert store._index._step(0.1).run <= 10 + 3
+        assert_current(store, runs)
+
+
+def test_a_list_does_not_wait_for_a_large_document(tmp_path: Path, runs: list[Run]) -> None:
+    """It has what the index had before, and says what is missing."""
+    with SqliteStore(tmp_path, index=True):
+        pass
+    with SqliteStore(tmp_path) as store:
+        put(store, *runs[:10])
+        assert_current(store, runs[:10])
+        put(store, *runs[10:])
+        with store._index._lock:
+            assert store._index.catch_up(0.1) == len(runs) - 10
+
+
+def test_closing_does_not_wait_for_a_large_document(
+    tmp_path: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next start indexes it."""
+    monkeypatch.setattr(indexer, "_CLOSE_SECONDS", 0.1)
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs)
+        thread = store._index._thread
+        assert thread is not None
+        with store._index._lock:
+            store.close()
+            assert thread.is_alive()
+        thread.join()
+        assert store._index._connection is None
+    with SqliteStore(tmp_path, index=True) as store:
+        assert_current(store, runs)
 
 
 def test_none_is_kept(tmp_path: Path, runs: list[Run]) -> None:

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.index import stats
 from runspan.codec.facts import RunFacts, run_facts
 from runspan.contracts import StatsDimension, StatsGroup, StatsQuery
 from runspan.errors import QueryError, QueryUnsupported
@@ -119,6 +120,24 @@ def test_errors_lead_to_their_newest_run(filled: SqliteStore) -> None:
         assert at(newest.time) == max(expected[group.workflow_id, group.error_code, group.failed_step])
         document = Run.from_json(filled.document(newest.id).text)
         assert newest.error_message in document.text.decode()
+
+
+def test_each_failure_of_an_hour_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many errors share the hour."""
+    read: list[object] = []
+    labels = stats.error_labels
+    with SqliteStore(tmp_path, index=True) as store:
+        for number in range(60):
+            time = f"2026-10-01T00:00:{number:02}Z"
+            document = {"id": f"r{number}", "status": "failed", "startedAt": time, "error": {"code": f"E{number}"}}
+            store.put(Run.from_dict(document), observed_at=at(time))
+        assert store._index.catch_up(60) == 0
+        monkeypatch.setattr(stats, "error_labels", lambda facts: (read.append(facts), labels(facts))[1])
+        found = groups(store, "error")
+    assert {(group.error_code, group.newest_failure.id) for group in found} == {  # type: ignore[union-attr]
+        (f"E{number}", f"r{number}") for number in range(60)
+    }
+    assert len(read) == 60
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/Los_Angeles", "Asia/Kolkata"])

@@ -132,6 +132,15 @@ def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -
         assert found(store, "cus_4711", order="duration", since=START + SECOND) == ["run_003", "run_002", "run_001"]
 
 
+def test_an_order_does_not_depend_on_other_tenants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs of others contain the text, those of the tenant are few."""
+    monkeypatch.setattr(facts_index, "_FEW", 3)
+    with filled([make_run(number, durationMs=1000 * number) for number in range(9)]) as store:
+        for number in range(3):
+            store.put(make_run(number, durationMs=1000 * number), tenant="small", observed_at=START)
+        assert found(store, "cus_4711", tenant="small", order="duration") == ["run_002", "run_001", "run_000"]
+
+
 def test_runs_that_change_and_go() -> None:
     """A correction is found by its own text and no longer by the former; a deleted run is not found."""
     runs = [make_run(1), make_run(2)]
@@ -162,6 +171,20 @@ def test_a_search_that_takes_too_long_is_continued(monkeypatch: pytest.MonkeyPat
         assert len(page.items) < 51
         assert "the next page continues there" in page.partial[0]
         assert found(store, "cus_4711") == [f"run_{number:03}" for number in reversed(range(300)) if number % 3]
+
+
+def test_a_search_among_runs_of_others_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their runs with the text cost time too: the page says how far it came, and the next ones go on."""
+    monkeypatch.setattr(search, "_MAX_SECONDS", 0.0)
+    monkeypatch.setattr(search, "_CHUNK", 4)
+    monkeypatch.setattr(facts_index, "_CHUNK", 2)
+    with filled([make_run(number) for number in range(1, 60)]) as store:
+        store.put(make_run(0), tenant="small", observed_at=START)
+        page = store.search(RunQuery(text="cus_4711", tenant="small"))
+        assert page.items == []
+        assert page.cursor is not None
+        assert "the next page continues there" in page.partial[0]
+        assert found(store, "cus_4711", tenant="small") == ["run_000"]
 
 
 def test_texts_that_cannot_be_searched_for() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runspan import Run
 from runspan.backends.sqlite.index import text
-from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, find_text
+from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, find_text, searchable_text
 from runspan.storage.sqlite_file import read_statements
 
 DAY = 86_400_000
@@ -45,7 +45,7 @@ def add_all(connection: sqlite3.Connection, runs: dict[int, Run]) -> None:
     """Add runs by their ids in one transaction."""
     connection.execute("BEGIN")
     for row_id, run in runs.items():
-        text.add(connection, row_id, run)
+        text.add(connection, row_id, searchable_text(run))
     connection.execute("COMMIT")
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import merge
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import zstandard
 
 from runspan.backends.sqlite.index import stats, text
-from runspan.codec.facts import RunFacts, run_facts
+from runspan.codec.facts import RunFacts, RunOutcome, run_facts
+from runspan.codec.full_text import searchable_text
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
@@ -30,6 +32,10 @@ _FEW: Final = 20_000
 are in it."""
 _CHUNK: Final = 256
 """Runs with a text whose other filters are compared at once."""
+_MAX_COMPARED: Final = 1_000_000
+"""Runs of all tenants whose filters are compared before those with a text are sorted: this takes seconds."""
+NO_RUN: Final = b""
+"""The trace id of a candidate that only tells how far a search for a text came: most runs may be of other tenants."""
 _WITHOUT_TEXT: Final = (
     "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
     " ORDER BY id DESC"
@@ -46,8 +52,11 @@ _ENDED: Final = frozenset(map(str.encode, TERMINAL_RUN_STATUSES))
 _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
 """Runs in these statuses are few, and change often: a search for a text reads their documents."""
 
+_Facts = TypeVar("_Facts")
+_log = logging.getLogger("runspan.index")
 _pack = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(RunFacts).decode
+_decode_outcome = msgspec.msgpack.Decoder(RunOutcome).decode
 
 
 class StoredRun(NamedTuple):
@@ -70,6 +79,7 @@ class Candidate(NamedTuple):
 
     id: int
     trace_id: bytes
+    """Or ``NO_RUN``."""
     time: int
     value: int
     """What the list is sorted by."""
@@ -87,14 +97,20 @@ class FactsWriter:
         self._counted: list[tuple[str, RunFacts, int]] = []
         """What statistics have not counted yet, see ``stats.apply``."""
 
+    def has(self, trace_id: bytes) -> bool:
+        """Return whether there is anything of a run."""
+        sql = "SELECT 1 FROM indexed_runs WHERE trace_id = ? UNION ALL SELECT 1 FROM damaged_runs WHERE trace_id = ?"
+        return self._connection.execute(sql, (trace_id, trace_id)).fetchone() is not None
+
     def put(self, stored: StoredRun, run: Run | None) -> None:
         """Write what a run has now in place of what it had; None for a document that cannot be read."""
         self.remove(stored.trace_id)
-        if run is None:
+        content = None if run is None else _content(stored, run)
+        if content is None:
             row = (stored.trace_id, self._name(stored.tenant), stored.run_id)
             self._connection.execute("INSERT INTO damaged_runs VALUES (?, ?, ?)", row)
         else:
-            self._add(stored, run)
+            self._add(stored, *content)
 
     def remove(self, trace_id: bytes) -> None:
         """Delete what there is of a run."""
@@ -139,8 +155,7 @@ class FactsWriter:
         self._names.clear()
         self._next_ids.clear()
 
-    def _add(self, stored: StoredRun, run: Run) -> None:
-        facts = run_facts(run, stored.time)
+    def _add(self, stored: StoredRun, facts: RunFacts, content: str) -> None:
         tenant = self._name(stored.tenant)
         row_id = self._free_id(stored.time // MILLISECOND)
         duration, cost, *values = columns_of(facts)
@@ -156,7 +171,7 @@ class FactsWriter:
         self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
         self._counted.append((stored.tenant.decode(), facts, 1))
         if in_text:
-            text.add(self._connection, row_id, run)
+            text.add(self._connection, row_id, content)
 
     def _free_id(self, milliseconds: int) -> int:
         """Return the id of a run at this time, which no other run has."""
@@ -183,10 +198,28 @@ class FactsWriter:
         return found
 
 
+def _content(stored: StoredRun, run: Run) -> tuple[RunFacts, str] | None:
+    """Return the facts of a run and what it is searched for, None if that fails: no other run waits for this one."""
+    try:
+        return run_facts(run, stored.time), "" if stored.status in _UNFINISHED else searchable_text(run)
+    except Exception:
+        _log.exception("a run cannot be indexed: trace %s", stored.trace_id.hex())
+        return None
+
+
 def unpack(packed: bytes) -> RunFacts:
     """Return what statistics have counted of a run, see ``counted_facts``."""
+    return _unpacked(packed, _decode)
+
+
+def unpack_outcome(packed: bytes) -> RunOutcome:
+    """Return the part that does not depend on the number of steps, in a fraction of the time."""
+    return _unpacked(packed, _decode_outcome)
+
+
+def _unpacked(packed: bytes, decode: Callable[[bytes], _Facts]) -> _Facts:
     try:
-        return _decode(zstandard.decompress(packed))
+        return decode(zstandard.decompress(packed))
     except (zstandard.ZstdError, msgspec.MsgspecError, MemoryError, TypeError) as error:
         raise sqlite3.DatabaseError(f"the facts of a run cannot be read: {error}") from None
 
@@ -267,22 +300,30 @@ def _among(
     connection: sqlite3.Connection, query: RunQuery, ids: Iterator[int], conditions: list[str], values: list[Any]
 ) -> Iterator[Candidate]:
     """Yield those of the runs that meet the conditions, in the order of ``candidates``."""
-    is_by_start = query.order == "start"
-    value, order = ("0", "runs.id DESC") if is_by_start else (f"runs.{query.order}", "4 DESC, runs.run_id DESC")
-    sql = (
-        f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM indexed_runs AS runs NOT INDEXED"  # noqa: S608
-        f" WHERE runs.id IN (SELECT value FROM json_each(?)) AND {' AND '.join(conditions)} ORDER BY {order}"
+    of_ids = (
+        "FROM indexed_runs AS runs NOT INDEXED"  # noqa: S608
+        f" WHERE runs.id IN (SELECT value FROM json_each(?)) AND {' AND '.join(conditions)}"
     )
-    size = _CHUNK if is_by_start else _FEW
-    while chunk := list(islice(ids, size)):
-        if not is_by_start and next(ids, None) is not None:
+    chunks = iter(lambda: list(islice(ids, _CHUNK)), [])
+    if query.order == "start":
+        sql = f"SELECT runs.id, runs.trace_id, runs.time, 0 {of_ids} ORDER BY runs.id DESC"
+        for chunk in chunks:
+            yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
+            yield Candidate(chunk[-1], NO_RUN, 0, 0)
+        return
+    found: list[int] = []
+    for number, chunk in enumerate(chunks, 1):
+        # The text index has the runs of all tenants: only those of this one may count.
+        found += [row_id for (row_id,) in connection.execute(f"SELECT runs.id {of_ids}", [str(chunk), *values])]
+        if len(found) > _FEW or number * _CHUNK > _MAX_COMPARED:
             raise QueryUnsupported(
                 where="sort",
                 expected=f"a text that at most {_FEW} runs may contain",
                 got="one that more may contain",
                 hint="sort by the start, or narrow the time range",
             )
-        yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
+    sql = f"SELECT runs.id, runs.trace_id, runs.time, runs.{query.order} {of_ids} ORDER BY 4 DESC, runs.run_id DESC"
+    yield from map(_candidate, connection.execute(sql, [str(found), *values]))
 
 
 def _candidate(row: tuple[object, ...]) -> Candidate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from runspan.storage.sqlite_file import read_statements
@@ -24,15 +25,6 @@ class Position(NamedTuple):
     """Its trace id, by which the store is known again."""
     run: int
     """Runs up to this number were read."""
-
-
-class Changed(NamedTuple):
-    """Runs to be read."""
-
-    trace_ids: list[bytes]
-    """Each once."""
-    position: Position
-    """How far the store has been read once these are."""
 
 
 def is_on(connection: sqlite3.Connection) -> bool:
@@ -76,24 +68,43 @@ def end(connection: sqlite3.Connection) -> tuple[int, int]:
     return change_id, run
 
 
-def is_of_store(connection: sqlite3.Connection, position: Position) -> bool:
-    """Return whether a position is one in this store, and in this state of it."""
-    sql = "SELECT 1 FROM changed_runs WHERE id = ? AND trace_id = ?"
-    return connection.execute(sql, position[:2]).fetchone() is not None
+def is_of_store(connection: sqlite3.Connection, position: Position, is_read: Callable[[bytes], bool]) -> bool:
+    """Return whether a position is one in this store, and in this state of it.
+
+    is_read: returns whether the index has a run. Runs that were stored after an older copy of the store was put back
+    have the numbers of those that the index read.
+    """
+    sql = (
+        "SELECT max(id), (SELECT trace_id FROM changed_runs WHERE id = ?), (SELECT ifnull(max(id), 0) FROM runs),"
+        # By its trace id, since a damaged run that is not found by it cannot be read either.
+        " (SELECT trace_id FROM runs WHERE trace_id = (SELECT trace_id FROM runs WHERE id = ?)) FROM changed_runs"
+    )
+    newest, change_trace_id, last_run, trace_id = connection.execute(sql, (position.change_id, position.run)).fetchone()
+    if change_trace_id != position.change_trace_id:
+        return False
+    if newest > position.change_id:
+        return True  # the last run that was read may be gone
+    return last_run >= position.run and (trace_id is None or is_read(trace_id))
 
 
-def after(connection: sqlite3.Connection, position: Position, limit: int) -> Changed:
-    """Return some of the runs that have changed; new ones once there are no others."""
+def after(connection: sqlite3.Connection, position: Position, limit: int) -> dict[bytes, Position]:
+    """Return some of the runs that have changed, by trace id; new ones once there are no others.
+
+    Each has the position that is reached once it and all before it are read.
+    """
     sql = "SELECT id, trace_id, last_run FROM changed_runs WHERE id > ? ORDER BY id LIMIT ?"
     changes = connection.execute(sql, (position.change_id, limit)).fetchall()
-    if changes:
+    if not changes:
+        sql = "SELECT id, trace_id FROM runs WHERE id > ? ORDER BY id LIMIT ?"
+        runs = connection.execute(sql, (position.run, limit))
+        return {trace_id: position._replace(run=run) for run, trace_id in runs}
+    found: dict[bytes, Position] = {}
+    for change_id, trace_id, last_run in changes:
         # The number of a deleted run may be that of a new one.
-        run = min([position.run, *[last_run for _, _, last_run in changes if last_run is not None]])
-        position = Position(changes[-1][0], changes[-1][1], run)
-        return Changed(list(dict.fromkeys(trace_id for _, trace_id, _ in changes)), position)
-    runs = connection.execute("SELECT id, trace_id FROM runs WHERE id > ? ORDER BY id LIMIT ?", (position.run, limit))
-    found = runs.fetchall()
-    return Changed([trace_id for _, trace_id in found], position._replace(run=found[-1][0]) if found else position)
+        position = Position(change_id, trace_id, position.run if last_run is None else min(position.run, last_run))
+        found.pop(trace_id, None)  # it is read once, behind all others that changed before it did last
+        found[trace_id] = position
+    return found
 
 
 def count_after(connection: sqlite3.Connection, position: Position) -> int:

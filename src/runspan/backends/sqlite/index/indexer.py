@@ -50,11 +50,11 @@ _PRAGMAS: Final = (
 MAX_WAIT: Final = 2.0
 """Seconds that a query waits until the index has what the store had when it began."""
 _BATCH: Final = 100
-_BATCH_BYTES: Final = 2 << 20
-"""Runs that are read at once, at most, and the bytes of their documents, about."""
+"""Changes that are read from the feed at once; the documents are read one by one."""
 _MAX_SECONDS: Final = 0.1
 _MAX_SECONDS_ALONE: Final = 0.5
-"""Seconds after which a transaction ends: if a query waits for it, and in the thread. Longer ones cost less a run."""
+"""Seconds after which a transaction begins no further run: if a query waits for it, and in the thread. Longer ones cost
+less a run."""
 _LATENCY: Final = 0.2
 """Seconds after a change in which further ones are awaited, to read them together."""
 _GIVE_WAY: Final = 0.001
@@ -63,6 +63,8 @@ _IDLE: Final = 5.0
 """Seconds after which the feed is looked at, in case another process has written to the store."""
 _RETRY_AFTER: Final = 10.0
 """Seconds until the next attempt when the index cannot be written."""
+_CLOSE_SECONDS: Final = 3.0
+"""Seconds that closing waits for the transaction that has begun."""
 _FREED_PAGES: Final = 200
 
 _log = logging.getLogger("runspan.index")
@@ -102,8 +104,8 @@ class Index:
         self._connection: sqlite3.Connection | None = None
         self._inode = (0, 0)
         self._facts: FactsWriter | None = None
-        self._batch = 1
-        """Runs that are read at once."""
+        self._last = Position(0, b"", 0)
+        """How far the index had come when this process last had the lock."""
         self._closing = False
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -161,8 +163,8 @@ class Index:
                 return 0
             if remaining <= 0:
                 break
-        with self._lock, self._read() as connection:
-            return max(1, feed.count_after(connection, self._position(self._open()[0])))
+        with self._read() as connection:  # without the lock: a large document may hold it for long
+            return max(1, feed.count_after(connection, self._last))
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -204,13 +206,17 @@ class Index:
         self._writer.submit(work)
 
     def close(self) -> None:
-        """End the thread and close the file. Idempotent."""
+        """End the thread and close the file. Idempotent.
+
+        A large document may hold the lock for long: its transaction is left alone then, and lost if the process ends.
+        """
         self._closing = True
         self._changed.set()
         if self._thread is not None:
-            self._thread.join()
-        with self._lock:
+            self._thread.join(_CLOSE_SECONDS)
+        if self._lock.acquire(timeout=_CLOSE_SECONDS if self._thread is None else 0):
             self._close_file()
+            self._lock.release()
 
     def _follow(self) -> None:
         failure = ""
@@ -228,12 +234,16 @@ class Index:
                     sleep(_GIVE_WAY)
                 failure = ""
             except Exception as error:
+                if self._closing:  # so may be the store
+                    break
                 if str(error) != failure:
                     failure = str(error)
                     _log.warning("the index cannot be brought up to date: %s", failure)
                 pause = _RETRY_AFTER
             if self._changed.wait(pause) and not self._closing:
                 self._pause(_LATENCY if pause == _IDLE else pause)
+        with self._lock:
+            self._close_file()
 
     def _pause(self, seconds: float) -> None:
         end = monotonic() + seconds
@@ -261,27 +271,29 @@ class Index:
     def _read_changes(self, deadline: float) -> Position:
         connection, facts = self._open()
         position = self._position(connection)
-        if self._is_current(position):
+        if self._is_current(position, facts):
             return position
         connection.execute("BEGIN IMMEDIATE")
         try:
             before = position = self._position(connection)  # another process may have gone on
-            while not self._closing and monotonic() < deadline:
-                runs, following = self._next(position)
-                for trace_id, stored, run in runs:
-                    if stored is None:
-                        facts.remove(trace_id)
-                    else:
-                        facts.put(stored, run)
-                if any(stored is None for _, stored, _ in runs):
-                    facts.drop_old()
-                if following == position:
-                    break
+            is_any_gone = False
+            for trace_id, following in self._changes(position):
+                stored, run = self._read_run(trace_id)
+                if stored is None:
+                    facts.remove(trace_id)
+                    is_any_gone = True
+                else:
+                    facts.put(stored, run)
                 position = following
+                if self._closing or monotonic() >= deadline:
+                    break
+            if is_any_gone:
+                facts.drop_old()
             facts.count()
             update = "UPDATE progress SET change_id = ?, change_trace_id = ?, run = ?"
             connection.execute(update, position)
             connection.execute("COMMIT")
+            self._last = position
         except BaseException:
             facts.forget()
             with suppress(sqlite3.Error):
@@ -290,24 +302,22 @@ class Index:
         self._delete_changes(connection, before)
         return position
 
-    def _next(self, position: Position) -> tuple[list[tuple[bytes, StoredRun | None, Run | None]], Position]:
-        """Return the next runs of the store, and the position behind them.
+    def _changes(self, position: Position) -> Iterator[tuple[bytes, Position]]:
+        """Yield the trace ids of runs to be read, and the position behind each."""
+        while True:
+            with self._read() as store:
+                found = feed.after(store, position, _BATCH)
+            if not found:
+                return
+            yield from found.items()
+            *_, position = found.values()
 
-        Of each the trace id, its row if it has one, and its document if that can be read.
-        """
-        runs: list[tuple[bytes, StoredRun | None, Run | None]] = []
+    def _read_run(self, trace_id: bytes) -> tuple[StoredRun | None, Run | None]:
+        """Return the row of a run if the store has it, and its document if that can be read."""
         with self._read() as store:
-            changed = feed.after(store, position, self._batch)
-            size = 0
-            for trace_id in changed.trace_ids:
-                row = store.execute(STORED_RUN, (trace_id,)).fetchone()
-                stored = None if row is None else StoredRun(*row)
-                run = None if stored is None else self._document(store, stored)
-                runs.append((trace_id, stored, run))
-                size += 0 if run is None else len(run.text)
-        # The next ones are about as large.
-        self._batch = max(1, min(_BATCH, _BATCH_BYTES * len(runs) // max(1, size)))
-        return runs, changed.position
+            row = store.execute(STORED_RUN, (trace_id,)).fetchone()
+            stored = None if row is None else StoredRun(*row)
+            return stored, None if stored is None else self._document(store, stored)
 
     def _document(self, store: sqlite3.Connection, stored: StoredRun) -> Run | None:
         """Return the document of a run, None if it cannot be read."""
@@ -318,10 +328,10 @@ class Index:
             return None
         return run
 
-    def _is_current(self, position: Position) -> bool:
+    def _is_current(self, position: Position, facts: FactsWriter) -> bool:
         """Return whether the index has everything that the store has. Raise _Unusable if it is not of the store."""
         with self._read() as store:
-            if not feed.is_of_store(store, position):
+            if not feed.is_of_store(store, position, facts.has):
                 raise _Unusable("it is of another store, or of another state of it")
             return feed.end(store) == (position.change_id, position.run)
 
@@ -331,7 +341,8 @@ class Index:
             with self._read() as store:
                 row = feed.start(store)
             connection.execute("INSERT OR IGNORE INTO progress VALUES (1, ?, ?, ?, 0)", row)
-        return Position(*row)
+        self._last = Position(*row)
+        return self._last
 
     def _delete_changes(self, connection: sqlite3.Connection, before: Position) -> None:
         """Delete changes that the index has on disk from the feed, once they are many."""

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from runspan.backends.sqlite import queries
-from runspan.backends.sqlite.index.facts_index import NONE, Candidate, models, step_types
+from runspan.backends.sqlite.index.facts_index import NO_RUN, NONE, Candidate, models, step_types
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import RunFacts, duration, run_facts, summary_members
 from runspan.codec.full_text import Match, find_text
@@ -139,6 +139,8 @@ class IndexedSearch:
         return None if self.stopped_at is None else Cursor(self.stopped_at, _FIRST_ID)
 
     def _confirmed(self, connection: sqlite3.Connection, candidate: Candidate) -> ListedRun | None:
+        if candidate.trace_id == NO_RUN:
+            return None
         found = connection.execute(_SELECT, (candidate.trace_id,)).fetchone()
         row = None if found is None else _Row(*found)
         if row is None or row.tenant != self._tenant:

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from runspan.codec.facts import RunFacts
+from runspan.codec.facts import RunFacts, RunOutcome
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 from runspan.model.timestamps import UNITS
 
@@ -135,7 +135,7 @@ def _summands(facts: RunFacts) -> Iterator[tuple[Table, _Labels, _Sums]]:
         yield ERRORS, tuple(map(utf8, error_labels(facts))), (1,)
 
 
-def error_labels(facts: RunFacts) -> tuple[str, str]:
+def error_labels(facts: RunOutcome) -> tuple[str, str]:
     """Return error code and failed step of a run, as they are told apart; empty without one."""
     return (facts.error_code or "")[:MAX_NAME], (facts.failed_step or "")[:MAX_NAME]
 

@@ -14,9 +14,9 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from runspan.backends.sqlite.index import stats
-from runspan.backends.sqlite.index.facts_index import find_name, find_tenant, first_id, unpack
+from runspan.backends.sqlite.index.facts_index import find_name, find_tenant, first_id, unpack_outcome
 from runspan.backends.sqlite.index.stats import HOUR, SPANS, Table, duration_of
-from runspan.codec.facts import NANO_DOLLARS, RunFacts
+from runspan.codec.facts import NANO_DOLLARS
 from runspan.contracts import DurationStats, FailedRun, StatsGroup, StatsPage, StatsQuery, UsageStats
 from runspan.errors import QueryError
 from runspan.model.timestamps import MILLISECOND, SECOND, rfc3339
@@ -27,6 +27,8 @@ _FAILURES: Final = """
     SELECT trace_id, facts FROM indexed_runs JOIN counted_facts USING (id)
     WHERE id >= ? AND id < ? AND tenant = ? AND status IN (?, ?) ORDER BY id DESC LIMIT 1000
 """
+_MAX_FAILURES: Final = 20_000
+"""Failures that one query reads."""
 MAX_BINS: Final = 800
 """Days or hours of one query: two years, or a month."""
 _END: Final = SPANS[-1] * 10_000
@@ -157,24 +159,36 @@ class _FailureFinder:
         self._read_failure = read_failure
         self._tenant = find_tenant(connection, query.tenant)
         self._statuses = [find_name(connection, name) for name in stats.FAILURES]
+        self._hours: dict[int, tuple[dict[_FailureLabels, bytes], Iterator[tuple[_FailureLabels, bytes]]]] = {}
+        """What was found in an hour, and its further failures: groups share it, so that each is read once."""
+        self._left = _MAX_FAILURES
 
     def find(self, group: StatsGroup, hour: int) -> FailedRun | None:
         """Return the newest run that failed as the group says in an hour.
 
-        Return None without one, and if it is not among the newest failures of the hour.
+        Return None without one, and if it is not among the newest failures of the hour, or there are too many to read.
         """
+        wanted = _labels(group)
+        found, others = self._hours.setdefault(hour, ({}, self._failures(hour)))
+        while wanted not in found:
+            other = next(others, None)
+            if other is None:
+                return None
+            found.setdefault(*other)
+        return self._read_failure(found[wanted])
+
+    def _failures(self, hour: int) -> Iterator[tuple[_FailureLabels, bytes]]:
+        """Yield labels and trace ids of the newest failures in an hour, the newest first."""
+        query = self._query
         edges = hour * HOUR // MILLISECOND, first_id(self._connection, (hour + 1) * HOUR)
         for trace_id, packed in self._connection.execute(_FAILURES, (*edges, self._tenant, *self._statuses)):
-            facts = unpack(packed)
-            if facts.time // HOUR == hour and self._is_of(group, facts):
-                return self._read_failure(trace_id)
-        return None
-
-    def _is_of(self, group: StatsGroup, facts: RunFacts) -> bool:
-        workflow_id = group.workflow_id if self._query.is_by_workflow else self._query.workflow_id
-        if (self._query.is_by_workflow or workflow_id is not None) and facts.workflow_id != workflow_id:
-            return False
-        return not self._query.part or stats.error_labels(facts) == (group.error_code, group.failed_step)
+            if self._left == 0:
+                return
+            self._left -= 1
+            outcome = unpack_outcome(packed)
+            if outcome.time // HOUR == hour and query.workflow_id in (None, outcome.workflow_id):
+                workflow_id = outcome.workflow_id if query.is_by_workflow else ""
+                yield (workflow_id, *(stats.error_labels(outcome) if query.part else ("", ""))), trace_id
 
 
 def _labels(group: StatsGroup) -> _FailureLabels:

@@ -16,8 +16,7 @@ from datetime import date, timedelta
 from itertools import accumulate
 from typing import Final
 
-from runspan.codec.full_text import fold, searchable_text
-from runspan.model.document import Run
+from runspan.codec.full_text import fold
 
 _WEEK: Final = 7 * 86_400_000
 _FIRST_MONDAY: Final = date(1969, 12, 29)
@@ -46,8 +45,11 @@ _FIND: Final = (
 )
 
 
-def add(connection: sqlite3.Connection, rowid: int, run: Run) -> None:
-    """Add a run. ``rowid``: its id in ``indexed_runs``, about its time in milliseconds since 1970."""
+def add(connection: sqlite3.Connection, rowid: int, text: str) -> None:
+    """Add a run.
+
+    ``rowid``: its id in ``indexed_runs``, about its time in milliseconds since 1970. ``text``: see ``searchable_text``.
+    """
     week = _week_of(rowid)
     table, first = _table(week), week << _WEEK_BITS
     (last,) = connection.execute(_LAST_ROW, (first, first + (1 << _WEEK_BITS))).fetchone()
@@ -55,8 +57,8 @@ def add(connection: sqlite3.Connection, rowid: int, run: Run) -> None:
         connection.execute(_CREATE.format(table))
         connection.execute(_HASH_SIZE.format(table))
     row = first if last is None else last + 1
-    text = _indexable(searchable_text(run))
-    connection.execute(f"INSERT INTO {table} (rowid, content) VALUES (?, ?)", (row, text))  # noqa: S608 our own name
+    add_text = f"INSERT INTO {table} (rowid, content) VALUES (?, ?)"  # noqa: S608 our own name
+    connection.execute(add_text, (row, _indexable(text)))
     connection.execute(_ADD_ROW, (row, rowid))
     connection.execute(_ADD_TO_BLOCK, (row >> _BLOCK_BITS, rowid, rowid))
 
