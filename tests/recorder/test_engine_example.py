@@ -70,7 +70,7 @@ def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watch
 
     def execute() -> None:
         try:
-            made = engine.Engine(recorder, slowness=1.5)
+            made = engine.Engine(recorder, slowness=3)  # a retry waits longer than a read takes
             caller = {"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"}
             result = made.execute(
                 workflows.ORDER, {"customer": "cus_7"}, trigger="webhook", headers=caller, on_start=watched.runs.append
