@@ -51,6 +51,9 @@ _NEXT_ID: Final = """
 _ENDED: Final = frozenset(map(str.encode, TERMINAL_RUN_STATUSES))
 _UNFINISHED: Final = frozenset(map(str.encode, RUN_STATUSES)) - _ENDED
 """Runs in these statuses are few, and change often: a search for a text reads their documents."""
+_MAX_TEXT: Final = 1 << 20
+"""Bytes of a document in the text index. They take a second there, which delays the runs of other tenants; larger ones
+are read, like unfinished ones, by the searches of their own tenant."""
 
 _Facts = TypeVar("_Facts")
 _log = logging.getLogger("runspan.index")
@@ -161,7 +164,7 @@ class FactsWriter:
         duration, cost, *values = columns_of(facts)
         names = [None if value is None else self._name(value) for value in values]
         ended = stored.ended if stored.status in _ENDED else None
-        in_text = stored.status not in _UNFINISHED
+        in_text = bool(content)  # the text of a run has its id
         row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
         self._connection.execute(_INSERT, row)
         self._connection.execute(
@@ -199,9 +202,15 @@ class FactsWriter:
 
 
 def _content(stored: StoredRun, run: Run) -> tuple[RunFacts, str] | None:
-    """Return the facts of a run and what it is searched for, None if that fails: no other run waits for this one."""
+    """Return the facts of a run and what the text index has of it, which is nothing of some.
+
+    Return None if that fails: no other run waits for this one.
+    """
     try:
-        return run_facts(run, stored.time), "" if stored.status in _UNFINISHED else searchable_text(run)
+        facts = run_facts(run, stored.time)
+        if stored.status in _UNFINISHED or len(run.text) > _MAX_TEXT:
+            return facts, ""
+        return facts, searchable_text(run)
     except Exception:
         _log.exception("a run cannot be indexed: trace %s", stored.trace_id.hex())
         return None

@@ -31,7 +31,7 @@ CREATE TABLE indexed_runs (
 
 CREATE INDEX runs_by_duration ON indexed_runs (tenant, duration, run_id);
 CREATE INDEX runs_by_cost ON indexed_runs (tenant, cost, run_id);
--- Those that a search for a text reads itself: few, since they have not ended.
+-- Those that a search for a text reads itself: few, since they have not ended or are large.
 CREATE INDEX runs_without_text ON indexed_runs (tenant, id) WHERE NOT in_text;
 
 -- What statistics have counted of each run, compressed: it is subtracted when the run changes.
