@@ -12,7 +12,7 @@ import sys
 import threading
 from contextlib import closing, suppress
 from pathlib import Path
-from time import sleep
+from time import process_time, sleep
 
 import pytest
 
@@ -26,6 +26,7 @@ from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.timestamps import SECOND, rfc3339
 from runspan.storage.data_directory import INDEX_FILE
+from runspan.storage.sqlite_file import open_database
 
 DAY = 24 * HOUR
 QUERIES = (
@@ -326,6 +327,24 @@ def test_closing_does_not_wait_for_a_large_document(
         assert store._index._connection is None
     with SqliteStore(tmp_path, index=True) as store:
         assert_current(store, runs)
+
+
+def test_ids_are_found_quickly_among_many_that_are_taken(tmp_path: Path) -> None:
+    """Runs of every millisecond of a range make no later run of that time look through all of them."""
+    insert = "INSERT INTO indexed_runs VALUES (?, randomblob(16), 1, 0, NULL, 1, 1, 1, 1, 1, 1, 1, x'00')"
+    with closing(open_database(tmp_path / "index", indexer.SCHEMA)) as connection:
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO progress VALUES (1, 1, x'', 0, 0)")
+        connection.executemany(insert, [(row_id,) for row_id in range(1000, 101_000)])
+        writer = facts_index.FactsWriter(connection)
+        begun = process_time()
+        ids = []
+        for milliseconds in range(1000, 3000):
+            ids.append(writer._free_id(milliseconds))
+            connection.execute(insert, (ids[-1],))
+        assert ids == list(range(101_000, 103_000))
+        assert process_time() - begun < 3, "two thousand times a hundred thousand ids take half a minute"
+        assert writer._free_id(500) == 500
 
 
 def test_none_is_kept(tmp_path: Path, runs: list[Run]) -> None:

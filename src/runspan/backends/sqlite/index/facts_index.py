@@ -26,7 +26,6 @@ NONE: Final = -1
 """The duration or cost of a run that has none, so that it is sorted behind all others."""
 _NAME_BYTES: Final = 200
 _MAX_NAMES: Final = 20_000
-_MAX_HINTS: Final = 1000
 _FEW: Final = 20_000
 """Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
 are in it."""
@@ -95,8 +94,8 @@ class FactsWriter:
         self._connection = connection
         self._compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
         self._names: dict[bytes, int] = {}
-        self._next_ids: dict[int, int] = {}
-        """Milliseconds that many runs share → where to look for a free id."""
+        self._taken = (0, 0)
+        """A long range of ids that are all taken, so that the next free one is not looked for run by run."""
         self._counted: list[tuple[str, RunFacts, int]] = []
         """What statistics have not counted yet, see ``stats.apply``."""
 
@@ -156,7 +155,7 @@ class FactsWriter:
         """Forget what is known of the transaction that was rolled back."""
         self._counted.clear()
         self._names.clear()
-        self._next_ids.clear()
+        self._taken = (0, 0)
 
     def _add(self, stored: StoredRun, facts: RunFacts, content: str) -> None:
         tenant = self._name(stored.tenant)
@@ -178,13 +177,14 @@ class FactsWriter:
 
     def _free_id(self, milliseconds: int) -> int:
         """Return the id of a run at this time, which no other run has."""
-        row_id = self._next_ids.get(milliseconds, milliseconds)
+        first, end = self._taken
+        is_taken = first <= milliseconds < end
+        row_id = end if is_taken else milliseconds
         if self._connection.execute("SELECT 1 FROM indexed_runs WHERE id = ?", (row_id,)).fetchone() is not None:
             row_id = self._connection.execute(_NEXT_ID, (row_id,)).fetchone()[0]
         if row_id > milliseconds:
-            if len(self._next_ids) >= _MAX_HINTS:
-                self._next_ids.clear()
-            self._next_ids[milliseconds] = row_id
+            if is_taken or row_id - milliseconds > end - first:
+                self._taken = (first if is_taken else milliseconds), row_id + 1
             displacement = "UPDATE progress SET displacement = max(displacement, ?)"
             self._connection.execute(displacement, (row_id - milliseconds,))
         return row_id
