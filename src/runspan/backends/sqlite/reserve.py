@@ -31,29 +31,44 @@ class Reserve:
 
     def __init__(self, database: Path) -> None:
         self.path = database.with_name(f"{database.name}-reserve")
+        self._file: int | None = None
 
     def resize(self, size: int) -> None:
         """Allocate or free space. Raise StoreFull, and leave the file as it is, when the disk has no room."""
         with translate_errors(self.path):
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            file = self._open()
+            before = os.fstat(file).st_size
             try:
-                before = os.fstat(file).st_size
-                try:
-                    _allocate(file, before, size)
-                except OSError:
-                    os.ftruncate(file, before)
-                    raise
-                os.ftruncate(file, size)
-            finally:
-                os.close(file)
+                _allocate(file, before, size)
+            except OSError:
+                os.ftruncate(file, before)
+                raise
+            os.ftruncate(file, size)
 
     def release(self) -> None:
         """Free the space, until the next ``resize``."""
         with translate_errors(self.path), suppress(FileNotFoundError):
             os.truncate(self.path, 0)
 
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self) -> int:
+        """Return the file, which stays open: a process without file descriptors for clients can still write."""
+        if self._file is not None:
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                    return self._file
+            self.close()
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        return self._file
+
     def delete(self) -> None:
         """Delete the file. A database that no process has open needs none."""
+        self.close()
         with suppress(OSError):
             self.path.unlink()
 

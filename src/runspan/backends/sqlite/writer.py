@@ -203,6 +203,7 @@ class GroupWriter:
                 self._commit_waiting()
             self._closed = True
             self._connection.close()
+            self._reserve.close()
             if not os.path.exists(f"{self._path}-wal"):
                 self._reserve.delete()
 
