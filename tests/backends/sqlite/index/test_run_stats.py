@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.index import stats
+from runspan.backends.sqlite.index import stats, stats_reader
 from runspan.codec.facts import RunFacts, run_facts
 from runspan.contracts import StatsDimension, StatsGroup, StatsQuery
 from runspan.errors import QueryError, QueryUnsupported
@@ -213,3 +213,10 @@ def test_what_cannot_be_answered_is_refused(filled: SqliteStore, tmp_path: Path)
             filled.run_stats(StatsQuery(group_by=by, **query))  # type: ignore[arg-type]
     with SqliteStore(tmp_path, index=False) as store, pytest.raises(QueryUnsupported):
         store.run_stats(StatsQuery())
+
+
+def test_failures_of_an_hour_are_read_by_their_time(filled: SqliteStore) -> None:
+    """Not by all runs of the tenant, which take a hundred times as long in a large store."""
+    with filled._index.connection() as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {stats_reader._FAILURES}", (0, 1, 1, 1, 2)).fetchall()
+    assert "indexed_runs USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)" in str(plan)

@@ -24,7 +24,7 @@ from runspan.model.timestamps import MILLISECOND, SECOND, rfc3339
 _WORKFLOW: Final = "SELECT workflow_id FROM series WHERE id = ?"
 _NO_BUCKETS: Final[Mapping[int, int]] = {}
 _FAILURES: Final = """
-    SELECT trace_id, facts FROM indexed_runs JOIN counted_facts USING (id)
+    SELECT trace_id, facts FROM indexed_runs NOT INDEXED CROSS JOIN counted_facts USING (id)
     WHERE id >= ? AND id < ? AND tenant = ? AND status IN (?, ?) ORDER BY id DESC LIMIT 1000
 """
 _MAX_FAILURES: Final = 20_000
