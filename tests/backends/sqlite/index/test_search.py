@@ -66,11 +66,11 @@ def test_large_documents_are_found_without_the_index(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(facts_index, "_MAX_TEXT", 1000)
     runs = [make_run(number, {"customer": "cus_4711", "more": "x" * 100 * number}) for number in range(20)]
     with filled(runs) as store:
+        found = [json.loads(item)["id"] for item in store.search(RunQuery(text="cus_4711")).items]
+        assert found == [run.id for run in reversed(runs)]
         with store._index.connection() as connection:
             indexed = [row_id for (row_id,) in connection.execute("SELECT run FROM text_rows")]
         assert len(indexed) == sum(len(run.text) <= 1000 for run in runs) > 5
-        found = [json.loads(item)["id"] for item in store.search(RunQuery(text="cus_4711")).items]
-        assert found == [run.id for run in reversed(runs)]
         assert list(store.index_faults()) == []
 
 
