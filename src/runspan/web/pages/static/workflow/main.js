@@ -1,14 +1,14 @@
 // Entry point of a workflow's page: its runs over time, failures, steps, tokens and cost.
 
-import { runPage, url, workflowPage } from "../api.js";
+import { url, workflowPage } from "../api.js";
 import { announce, h, replace } from "../dom.js";
-import { cost, duration, number, relativeTime, status, statusIcon, tokens } from "../format.js";
-import { isolated, visible } from "../invisible-characters.js";
+import { cost, duration, number, status, statusIcon, tokens } from "../format.js";
+import { isolated } from "../invisible-characters.js";
 import { partialNotice } from "../panel/empty-states.js";
 import { shortcut } from "../shell.js";
 import { allBins, binLabel, chooseBins } from "../stats/bins.js";
-import { barChart } from "../stats/charts.js";
 import { FAILED_STATUSES, counted, failures, loadStats, percent, successRate, total } from "../stats/client.js";
+import { chartSection, failureLink, failureMessage, none, section, tile, titleOf } from "../stats/parts.js";
 import { sortableTable } from "../stats/sortable-table.js";
 import { coverage, coveredTimes, emptyState, errorState, loadingState } from "../stats/states.js";
 import { TimeFilter, currentTimes, urlParameters } from "../stats/time-filter.js";
@@ -21,7 +21,6 @@ const SHOWN_ERRORS = 10;
 const STATUS_ORDER = ["completed", "other", "cancelled", "pending", "running", "suspended", "timed_out", "failed"];
 
 const byId = (id) => document.getElementById(id);
-const none = () => h("span", { class: "muted" }, "–");
 
 const workflowId = decodeURIComponent(byId("workflow").dataset.workflowId);
 const filter = new TimeFilter(byId("filters"), navigate);
@@ -118,40 +117,6 @@ function tiles(group, covered) {
 
 const perRun = ({ usage, runs }) => `${cost(usage.costUsd / runs)} per run`;
 
-function tile(title, value, detail) {
-  return h(
-    "div",
-    { class: "card tile" },
-    h("dt", {}, title),
-    h("dd", {}, value, h("div", { class: "detail" }, detail)),
-  );
-}
-
-function section(title, ...content) {
-  return h("section", { class: "card stats-section" }, h("h2", {}, title), content);
-}
-
-const titleOf = (what, { unit, isCut }) => `${what} by ${unit}${isCut ? ", last 92 days" : ""}`;
-const chartWidth = () => byId("stats").clientWidth - 34;
-
-function chartSection(title, bars, columns, rows, legendElement = null) {
-  return section(
-    title,
-    legendElement,
-    barChart({
-      label: `${title}, ${bars.length} bars; the table below has the same numbers`,
-      bars,
-      width: chartWidth(),
-    }),
-    h(
-      "details",
-      { class: "chart-table" },
-      h("summary", {}, "As a table"),
-      sortableTable({ caption: title, columns, rows: rows.toReversed() }),
-    ),
-  );
-}
-
 function runsChart(bins, { data, meta }) {
   const byBin = new Map(data.map((group) => [group.from, group]));
   const all = allBins(meta, bins.unit);
@@ -209,12 +174,7 @@ function failureSection({ data, meta }, covered) {
       by: ({ errorCode }) => errorCode,
       cell: ({ errorCode, newestFailure }) => [
         errorCode ? h("span", { class: "name" }, isolated(errorCode)) : h("span", { class: "muted" }, "Without a code"),
-        newestFailure?.errorMessage &&
-          h(
-            "span",
-            { class: "failure-message", title: visible(newestFailure.errorMessage) },
-            isolated(newestFailure.errorMessage),
-          ),
+        newestFailure && failureMessage(newestFailure),
       ],
       css: "failure",
     },
@@ -228,7 +188,7 @@ function failureSection({ data, meta }, covered) {
     {
       title: "Newest run",
       by: ({ newestFailure }) => (newestFailure ? -Date.parse(newestFailure.time) : null),
-      cell: ({ newestFailure }) => newestLink(newestFailure),
+      cell: ({ newestFailure }) => (newestFailure ? failureLink(newestFailure) : none()),
     },
   ];
   const title = meta.hasMore ? `Failures by error, the ${data.length} most frequent` : "Failures by error";
@@ -238,13 +198,6 @@ function failureSection({ data, meta }, covered) {
 function errorList({ errorCode, runs }, covered) {
   if (!errorCode) return number(runs);
   return h("a", { href: url("/", { workflowId, status: FAILED_STATUSES, errorCode, ...covered }) }, number(runs));
-}
-
-function newestLink(newest) {
-  if (!newest) return none();
-  const page = runPage(newest.id);
-  const ago = h("time", { datetime: newest.time }, relativeTime(Date.parse(newest.time)));
-  return page ? h("a", { href: page, title: `Run ${visible(newest.id)}` }, ago) : ago;
 }
 
 function stepSections({ data, meta }) {

@@ -1,14 +1,15 @@
 // Entry point of the overview of workflows: runs, success, durations, spend and the last failure of each.
 
-import { runPage, url, workflowPage } from "../api.js";
+import { url, workflowPage } from "../api.js";
 import { announce, h, replace } from "../dom.js";
-import { cost, duration, number, relativeTime, tokens } from "../format.js";
-import { isolated, visible } from "../invisible-characters.js";
+import { cost, duration, number, tokens } from "../format.js";
+import { isolated } from "../invisible-characters.js";
 import { partialNotice } from "../panel/empty-states.js";
 import { shortcut } from "../shell.js";
 import { allBins, binLabel, chooseBins } from "../stats/bins.js";
-import { barChart, trend } from "../stats/charts.js";
+import { trend } from "../stats/charts.js";
 import { FAILED_STATUSES, counted, failures, loadStats, percent, successRate, total } from "../stats/client.js";
+import { chartSection, failureLink, failureMessage, none, section, tile, titleOf } from "../stats/parts.js";
 import { sortableTable } from "../stats/sortable-table.js";
 import { coverage, coveredTimes, emptyState, errorState, loadingState } from "../stats/states.js";
 import { TimeFilter, currentTimes, urlParameters } from "../stats/time-filter.js";
@@ -19,7 +20,6 @@ const MAX_TREND_GROUPS = 2000;
 const SHOWN_WORKFLOWS = 50;
 
 const byId = (id) => document.getElementById(id);
-const none = () => h("span", { class: "muted" }, "–");
 
 const filter = new TimeFilter(byId("filters"), navigate);
 let loading = null; // AbortController of the requests in progress
@@ -94,19 +94,6 @@ function tiles(sum, workflows) {
   );
 }
 
-function tile(title, value, detail) {
-  return h(
-    "div",
-    { class: "card tile" },
-    h("dt", {}, title),
-    h("dd", {}, value, h("div", { class: "detail" }, detail)),
-  );
-}
-
-function section(title, ...content) {
-  return h("section", { class: "card stats-section" }, h("h2", {}, title), content);
-}
-
 /** The spend of all workflows over time, with its numbers as a table. */
 function spendChart(bins, { data, meta }) {
   if (meta.hasMore) return null; // the newest days are not all there
@@ -117,7 +104,7 @@ function spendChart(bins, { data, meta }) {
     label: binLabel(bin, bins.unit),
     parts: [{ value: sum.usage.costUsd, css: "spend", text: cost(sum.usage.costUsd) }],
   }));
-  const title = `Spend by ${bins.unit}${bins.isCut ? ", last 92 days" : ""}`;
+  const title = titleOf("Spend", bins);
   const columns = [
     { title: bins.unit === "day" ? "Day" : "Hour", cell: (row) => binLabel(row, bins.unit) },
     { title: "Runs", isNumber: true, cell: ({ sum }) => number(sum.runs) },
@@ -125,24 +112,9 @@ function spendChart(bins, { data, meta }) {
     { title: "Tokens out", isNumber: true, cell: ({ sum }) => tokens(sum.usage.outputTokens) },
     { title: "Spend", isNumber: true, cell: ({ sum }) => cost(sum.usage.costUsd) },
   ];
-  const shown = rows.filter(({ sum }) => sum.runs).toReversed();
-  return section(
-    title,
-    barChart({
-      label: `${title}, ${bars.length} bars; the table below has the same numbers`,
-      bars,
-      width: chartWidth(),
-    }),
-    h(
-      "details",
-      { class: "chart-table" },
-      h("summary", {}, "As a table"),
-      sortableTable({ caption: title, columns, rows: shown }),
-    ),
-  );
+  const shown = rows.filter(({ sum }) => sum.runs);
+  return chartSection(title, bars, columns, shown);
 }
-
-const chartWidth = () => byId("stats").clientWidth - 34;
 
 /** Return the counts of each workflow by bin. */
 function trendsOf(bins, { data, meta }) {
@@ -235,14 +207,7 @@ const lastFailureMs = ({ newestFailure }) => (newestFailure ? -Date.parse(newest
 
 function lastFailure({ newestFailure }) {
   if (!newestFailure) return none();
-  const { id, time, errorMessage } = newestFailure;
-  const ms = Date.parse(time);
-  const page = runPage(id);
-  const ago = h("time", { datetime: time }, relativeTime(ms));
-  return [
-    page ? h("a", { href: page, title: `Run ${visible(id)}` }, ago) : ago,
-    errorMessage && h("span", { class: "failure-message", title: visible(errorMessage) }, isolated(errorMessage)),
-  ];
+  return [failureLink(newestFailure), failureMessage(newestFailure)];
 }
 
 function trendOf(found) {
