@@ -23,7 +23,7 @@ from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, Match, fold
 from runspan.errors import QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span
-from runspan.model.timestamps import SECOND
+from runspan.model.timestamps import SECOND, rfc3339
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -50,6 +50,11 @@ class Cursor:
     """The run id of the last item."""
     order: Order = "start"
     """That of the list, see ``RunQuery``."""
+
+    @classmethod
+    def behind(cls, time: int) -> Cursor:
+        """Return the position behind all runs at a time: no run id sorts before the cursor's."""
+        return cls(time, "\0")
 
     def token(self) -> str:
         """Return the opaque text that a client sends back."""
@@ -458,6 +463,11 @@ def unproved_note(run_id: str, missing: Sequence[str]) -> str:
     """Return the line about a run whose document decides whether it is in the list, and cannot be verified."""
     reason = missing[0] if missing else "its newest revision is not complete"
     return f"run {run_id} is left out, since its document cannot be read: {reason}"
+
+
+def stopped_note(seconds: float, time: int) -> str:
+    """Return the line about a search that has taken this long and come to a time, in nanoseconds since 1970."""
+    return f"the search was stopped after {seconds:g} seconds, at {rfc3339(time)}: the next page continues there"
 
 
 def older_revision_note(run_id: str, incomplete: Sequence[str]) -> str:

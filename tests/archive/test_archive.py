@@ -17,10 +17,10 @@ import pytest
 from conformance.harness import foreign_otlp, otlp
 from runspan import Run, encode
 from runspan.archive.create import AgeRange, purge
-from runspan.archive.select import RetryingReader, collect, cursor_before
+from runspan.archive.select import RetryingReader, collect
 from runspan.archive.targets import LocalTarget, exclusive
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import Document, RunQuery
+from runspan.contracts import Cursor, Document, RunQuery
 from runspan.errors import (
     BackendBusy,
     BackendRefused,
@@ -202,7 +202,7 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     waits: list[tuple[str, float]] = []
     reading = RetryingReader(reader, 1, on_retry=lambda trouble, seconds: waits.append((trouble, seconds)))
     begun = time.monotonic()
-    found = collect(reading, RunQuery(), after=cursor_before(NOW), on_partial=print)
+    found = collect(reading, RunQuery(), after=Cursor.behind(NOW), on_partial=print)
     assert sum(isinstance(item.result, Run) for item in found) == len(finished(texts))
     assert time.monotonic() - begun > 0.3
     assert [trouble for trouble, _ in waits] == ["later", "gone"]
@@ -210,7 +210,7 @@ def test_a_backend_that_is_busy_is_asked_again(store: SqliteStore, texts: dict[s
     reader = Troubled(store, {first: BackendUnreachable("gone for good")})
     begun = time.monotonic()
     with pytest.raises(BackendUnreachable):
-        list(collect(RetryingReader(reader, 4, 0.5), RunQuery(), after=cursor_before(NOW), on_partial=print))
+        list(collect(RetryingReader(reader, 4, 0.5), RunQuery(), after=Cursor.behind(NOW), on_partial=print))
     assert time.monotonic() - begun < 10
 
 
@@ -224,7 +224,7 @@ def test_a_backend_that_asks_for_more_patience_than_there_is_ends_it_at_once(
     waits: list[float] = []
     reading = RetryingReader(reader, 2, on_retry=lambda trouble, seconds: waits.append(seconds))
     with pytest.raises(RateLimited, match="slowly"):
-        list(collect(reading, RunQuery(), after=cursor_before(NOW), on_partial=print))
+        list(collect(reading, RunQuery(), after=Cursor.behind(NOW), on_partial=print))
     assert waits == []
 
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from runspan._version import __version__
 from runspan.archive import targets
-from runspan.archive.select import MAX_NAMED, CollectedRun, RetryingReader, collect, cursor_before
+from runspan.archive.select import MAX_NAMED, CollectedRun, RetryingReader, collect
 from runspan.backends.sqlite import PurgeReport, SqliteStore
 from runspan.contracts import Cursor, RunQuery
 from runspan.delivery.dead_letters import framed
@@ -170,7 +170,7 @@ class _ArchiveJob:
             since=None if since is None else max(0, now - since),
             compression=request.compression,
         )
-        progress = ArchiveProgress(digest, request.ages, cursor_before(manifest.before), manifest)
+        progress = ArchiveProgress(digest, request.ages, Cursor.behind(manifest.before), manifest)
         return cls(_free_name(moment, targets.existing_names(request.to)), request.to, progress, resumed=False)
 
     def collect(self, reader: RetryingReader, on_collected: Callable[[CollectedRun], None], part_bytes: int) -> None:

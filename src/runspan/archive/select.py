@@ -24,8 +24,6 @@ T = TypeVar("T")
 
 RETRY_MAX_TIME: Final = 300.0
 MAX_NAMED: Final = 20
-_FIRST_ID: Final = "\0"
-"""Sorts before every usual run id, so a cursor with it is before all runs of its time."""
 
 _BACKOFF: Final = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
 _RETRYABLE: Final = (BackendBusy, BackendUnreachable, RateLimited)
@@ -108,11 +106,6 @@ def collect(
         finally:
             stopping.set()
             pool.shutdown(cancel_futures=True)
-
-
-def cursor_before(moment: int) -> Cursor:
-    """Return the cursor of a list before all runs that started earlier than a moment."""
-    return Cursor(moment, _FIRST_ID)
 
 
 def _items(

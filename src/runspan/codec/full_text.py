@@ -19,6 +19,8 @@ from msgspec import Raw, Struct
 from runspan.model.document import Envelope, Run, Step
 from runspan.model.json_scanner import members
 
+SEARCHED: Final = "ids, names and types of steps, errors and payloads"
+"""The searchable texts, in words."""
 MIN_TEXT: Final = 3
 """Characters, after case folding."""
 MAX_TEXT: Final = 200

@@ -120,7 +120,7 @@ def open_database(
             error = sqlite3.DatabaseError(ascii(error.object))
         if not isinstance(error, sqlite3.Error | OSError):
             raise
-        if exclusive and _primary_code(error) in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+        if exclusive and primary_code(error) in ("SQLITE_BUSY", "SQLITE_LOCKED"):
             hint = f"stop the other process, or {schema.hint}"
             raise StoreError(f"another process is using {schema.name}", where=str(where), hint=hint) from error
         raise store_error(error, where, schema.hints) from error
@@ -180,7 +180,7 @@ def translate_errors(path: Path, hints: Mapping[str, str] = _NO_HINTS) -> Iterat
 
 def store_error(error: sqlite3.Error | OSError, path: Path, hints: Mapping[str, str] = _NO_HINTS) -> StoreError:
     """Return the StoreError that says what happened to the file, and what to do next. ``hints``: see ``Schema``."""
-    name, code = getattr(error, "sqlite_errorname", ""), _primary_code(error)
+    name, code = getattr(error, "sqlite_errorname", ""), primary_code(error)
     if isinstance(error, OSError):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             hint = hints.get("", "check the path and its permissions")
@@ -195,7 +195,7 @@ def store_error(error: sqlite3.Error | OSError, path: Path, hints: Mapping[str, 
 
 def is_damage(error: sqlite3.Error) -> bool:
     """Return whether SQLite found the file to be damaged."""
-    return _primary_code(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+    return primary_code(error) in ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 
 def _connect(database: str, busy_timeout: float, *, uri: bool = False) -> sqlite3.Connection:
@@ -233,7 +233,7 @@ def _use_write_ahead_log(connection: sqlite3.Connection, busy_timeout: float) ->
         try:
             return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
         except sqlite3.OperationalError as error:
-            if _primary_code(error) != "SQLITE_BUSY" or time.monotonic() >= deadline:
+            if primary_code(error) != "SQLITE_BUSY" or time.monotonic() >= deadline:
                 raise
         time.sleep(0.01)
 
@@ -260,6 +260,6 @@ def _is_empty(connection: sqlite3.Connection, path: Path, schema: Schema) -> boo
     return True
 
 
-def _primary_code(error: Exception) -> str:
+def primary_code(error: BaseException) -> str:
     """Return the first two words of an extended result code: SQLITE_IOERR of SQLITE_IOERR_READ."""
     return "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])

@@ -30,6 +30,7 @@ from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.remote.filters import check_order
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.codec.full_text import SEARCHED
 from runspan.codec.semconv import ERROR_TYPE, RUN_ERRORS
 from runspan.contracts import (
     Capabilities,
@@ -41,19 +42,17 @@ from runspan.contracts import (
     StatsQuery,
     limited_notes,
     stats_unsupported,
+    stopped_note,
 )
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
-from runspan.model.timestamps import rfc3339
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
 """How long all searches of one list may take together; each has the timeout of the config."""
 SCAN_SECONDS: Final = 10.0
 """How long a list searches that has to read all runs, before it ends with what it has found."""
-SEARCHES: Final = "ids, names and types of steps, errors and payloads"
-"""What of a run is searched for a text, in words."""
 
 _MIN_GAP_RUNS: Final = 10
 """Runs of a page whose average gap replaces an earlier one."""
@@ -77,7 +76,7 @@ class JaegerReader:
     monotonic, sleep: seconds.
     """
 
-    capabilities = Capabilities(foreign_spans=True, searches=SEARCHES)
+    capabilities = Capabilities(foreign_spans=True, searches=SEARCHED)
 
     def __init__(
         self,
@@ -192,11 +191,8 @@ class JaegerReader:
         end = 0 if cursor is None else cursor.time
         notes = [text for at, text in windows.notes if at >= end]
         if windows.ended_at is not None:
-            # No run id sorts before the cursor's, so all runs at its time are on this page.
-            cursor = Cursor(windows.ended_at, "\0")
-            at = rfc3339(windows.ended_at)
-            note = f"the search was stopped after {SCAN_SECONDS:g} seconds, at {at}: the next page continues there"
-            notes.append(note)
+            cursor = Cursor.behind(windows.ended_at)
+            notes.append(stopped_note(SCAN_SECONDS, windows.ended_at))
         matches = {row.run_id: windows.matches[row.run_id] for row in rows if row.run_id in windows.matches}
         return Page([row.summary for row in rows], cursor, limited_notes(notes), matches)
 

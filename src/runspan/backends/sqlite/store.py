@@ -40,6 +40,7 @@ from runspan.backends.sqlite.waiting import Limits, relevant
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import verify_run
 from runspan.codec.facts import summary_members
+from runspan.codec.full_text import SEARCHED
 from runspan.codec.semconv import read_error
 from runspan.errors import DocumentError, NotFound, PayloadError, StoreError
 from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
@@ -50,8 +51,6 @@ from runspan.storage.sqlite_file import is_damage, open_read_only, store_error, 
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
-
-_SEARCHES: Final = "ids, names and types of steps, errors and payloads"
 
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
@@ -222,7 +221,7 @@ class SqliteStore:
     ) -> None:
         self.path = Path(directory) / FILE_NAME
         self.capabilities = contracts.Capabilities(
-            durable_writes=True, deletes=True, foreign_spans=True, searches=_SEARCHES if index else ""
+            durable_writes=True, deletes=True, foreign_spans=True, searches=SEARCHED if index else ""
         )
         self._compression = Compression()
         self._recent = RecentRevisions()

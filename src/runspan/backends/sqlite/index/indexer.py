@@ -1,7 +1,7 @@
 """``Index``: a file beside the store that is made from it, and made again when it is lost or damaged.
 
 It follows the store's feed of changed runs (``feed``). What it has read, and how far that is, are written in one
-transaction. It never decides what a run is: whoever finds a run by it compares the run in the store.
+transaction. It never decides what a run is: each run that it finds is compared with the store.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from runspan.backends.sqlite.writer import GroupWriter
 from runspan.errors import DocumentError, QueryUnsupported, StoreError, StoreFull
 from runspan.model.document import Run
 from runspan.storage.data_directory import INDEX_FILE
-from runspan.storage.sqlite_file import Schema, open_database, open_read_only, read_statements, store_error
+from runspan.storage.sqlite_file import (
+    Schema,
+    open_database,
+    open_read_only,
+    primary_code,
+    read_statements,
+    store_error,
+)
 
 SCHEMA: Final = Schema(
     name="the index of the embedded store",
@@ -399,5 +406,10 @@ def _is_damage(error: BaseException | None) -> bool:
     """Return whether an error is of the file's content, which a new file does not have. None: of another version."""
     if error is None or (type(error) is sqlite3.DatabaseError and not hasattr(error, "sqlite_errorname")):
         return True
-    code = "_".join(getattr(error, "sqlite_errorname", "").split("_")[:2])
-    return code in ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_ERROR")
+    return primary_code(error) in (
+        "SQLITE_CORRUPT",
+        "SQLITE_NOTADB",
+        "SQLITE_CONSTRAINT",
+        "SQLITE_MISMATCH",
+        "SQLITE_ERROR",
+    )

@@ -15,19 +15,15 @@ from runspan.backends.sqlite.index.facts_index import NO_RUN, NONE, Candidate, m
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import RunFacts, duration, run_facts, summary_members
 from runspan.codec.full_text import Match, find_text
-from runspan.contracts import Cursor, RunQuery, damaged_note
+from runspan.contracts import Cursor, RunQuery, damaged_note, stopped_note
 from runspan.errors import DocumentError, StoreError
 from runspan.model.document import TERMINAL_RUN_STATUSES, Run
-from runspan.model.timestamps import MAX_NS, MILLISECOND, rfc3339
+from runspan.model.timestamps import MAX_NS, MILLISECOND
 
 _CHUNK: Final = 64
 """Runs that are read from the index, then from the store."""
 _MAX_SECONDS: Final = 2.0
 """Seconds after which no further runs are searched for a text."""
-
-
-_FIRST_ID: Final = "\0"
-"""No run id sorts before it."""
 
 
 class ListedRun(NamedTuple):
@@ -125,8 +121,7 @@ class IndexedSearch:
         if self._query.order != "start" or at >= (MAX_NS if before is None else before[0]):
             return False
         self.stopped_at = at
-        seconds = f"{_MAX_SECONDS:.0f} seconds"
-        self.notes.append(f"the search was stopped after {seconds}, at {rfc3339(at)}: the next page continues there")
+        self.notes.append(stopped_note(_MAX_SECONDS, at))
         return True
 
     def _unless_stopped(self, runs: Iterator[ListedRun]) -> Iterator[ListedRun]:
@@ -136,7 +131,7 @@ class IndexedSearch:
     @property
     def next_page(self) -> Cursor | None:
         """Where to continue a search that was stopped."""
-        return None if self.stopped_at is None else Cursor(self.stopped_at, _FIRST_ID)
+        return None if self.stopped_at is None else Cursor.behind(self.stopped_at)
 
     def _confirmed(self, connection: sqlite3.Connection, candidate: Candidate) -> ListedRun | None:
         if candidate.trace_id == NO_RUN:
