@@ -34,7 +34,7 @@ _CHUNK: Final = 256
 _MAX_COMPARED: Final = 1_000_000
 """Runs of all tenants whose filters are compared before those with a text are sorted: this takes seconds."""
 NO_RUN: Final = b""
-"""The trace id of a candidate that only tells how far a search for a text came: most runs may be of other tenants."""
+"""The trace id of a candidate that is no run, but the progress of a text search among the runs of other tenants."""
 _WITHOUT_TEXT: Final = (
     "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
     " ORDER BY id DESC"

@@ -7,8 +7,8 @@ CREATE TABLE progress (
     displacement INTEGER NOT NULL
 ) STRICT;
 
--- Texts that many runs share. Except for tenants, they are cut to a bounded length: whoever finds a run by one compares the
--- document.
+-- Texts that many runs share. Except for tenants, they are cut to a bounded length: a run that is found by one is compared
+-- with its document.
 CREATE TABLE names (id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE) STRICT;
 
 -- The id is the run's sort time in milliseconds, or the next one that no run has. Without a duration or a cost,

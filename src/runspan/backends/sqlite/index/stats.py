@@ -14,7 +14,7 @@ HOUR: Final = UNITS["h"]
 SPANS: Final = (1, 24, 24 * 32)
 """Hours of a row: each longer span is made of whole shorter ones."""
 MAX_NAME: Final = 200
-"""Characters of a name, a model or an error code that are told apart."""
+"""Characters of a name, a model or an error code that are compared."""
 FAILURES: Final = ("failed", "timed_out")
 """Statuses of the runs whose errors are counted."""
 OTHER: Final = "other"
@@ -30,7 +30,7 @@ _BUCKET_BITS: Final = 6
 
 
 class Table(NamedTuple):
-    """A table of sums. Its rows are told apart by series, span, start and labels."""
+    """A table of sums. Its key is series, span, start and labels."""
 
     name: str
     labels: tuple[str, ...]
@@ -136,7 +136,7 @@ def _summands(facts: RunFacts) -> Iterator[tuple[Table, _Labels, _Sums]]:
 
 
 def error_labels(facts: RunOutcome) -> tuple[str, str]:
-    """Return error code and failed step of a run, as they are told apart; empty without one."""
+    """Return error code and failed step of a run, as failures are grouped by them; empty without one."""
     return (facts.error_code or "")[:MAX_NAME], (facts.failed_step or "")[:MAX_NAME]
 
 
