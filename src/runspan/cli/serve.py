@@ -29,7 +29,7 @@ from runspan.cli.output import background
 from runspan.cli.server_log import log_to_stderr
 from runspan.errors import ConfigError, RunspanError
 from runspan.storage.data_directory import SESSIONS_FILE
-from runspan.system import allow_open_files
+from runspan.system import allow_open_files, share_heaps
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.auth import is_loopback
@@ -320,6 +320,7 @@ def serve(
             hint="`runspan list` and `runspan get` read from a running server",
         )
     allow_open_files(_MOST_FILES)
+    share_heaps()
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
         stack.enter_context(log_to_stderr())
