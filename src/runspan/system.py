@@ -41,7 +41,6 @@ _LOCKED_BYTE: Final = 1 << 62
 _LOCK_PAUSE: Final = 0.005
 _M_ARENA_MAX: Final = -8
 """As in glibc's malloc.h."""
-_ARENAS_VARIABLE: Final = "MALLOC_ARENA_MAX"
 _OPEN_MAX: Final = 10_240
 """The open files that macOS allows every process, whatever the hard limit says."""
 
@@ -145,12 +144,12 @@ def allow_open_files(wanted: int) -> None:
 
 
 def share_heaps() -> None:
-    """Let the threads of this process share two heaps, unless the environment sets another number.
+    """Let the threads of this process share two heaps, as MALLOC_ARENA_MAX=2 does.
 
     glibc gives each thread a heap of its own, up to eight times the processors, and each keeps what the largest
     response made in it has needed. Elsewhere it does nothing.
     """
-    if sys.platform == "linux" and _ARENAS_VARIABLE not in os.environ:
+    if sys.platform == "linux":
         import ctypes  # noqa: PLC0415  # takes milliseconds, and only a server needs it
 
         with suppress(OSError, AttributeError):  # no glibc

@@ -320,7 +320,8 @@ def serve(
             hint="`runspan list` and `runspan get` read from a running server",
         )
     allow_open_files(_MOST_FILES)
-    share_heaps()
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        share_heaps()
     config = replace(config, metrics_open=not private_metrics, pages=not no_pages, backend=_public_name(url))
     with ExitStack() as stack:
         stack.enter_context(log_to_stderr())
