@@ -20,7 +20,7 @@ from runspan import contracts
 from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.index import Index, stats_reader
-from runspan.backends.sqlite.index.facts_index import candidates, damaged_run_ids
+from runspan.backends.sqlite.index.facts_index import damaged_run_ids
 from runspan.backends.sqlite.index.indexer import DamagedIndex
 from runspan.backends.sqlite.index.search import IndexedSearch, damaged_document_note
 from runspan.backends.sqlite.ingest import Ingester
@@ -363,8 +363,8 @@ class SqliteStore:
         """Return the page of a query that needs the index, once that has what the store has now."""
         search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
         with self._caught_up_index(query.tenant, search.notes) as connection:
-            page = _page(search.runs(candidates(connection, query)), query, search.notes)
-        if search.matches or search.stopped_at is not None:
+            page = _page(search.runs(connection), query, search.notes)
+        if search.matches or search.next_page is not None:
             listed = [summary_members(item).id for item in page.items]
             matches = {run_id: search.matches[run_id] for run_id in listed if run_id in search.matches}
             page = replace(page, cursor=page.cursor or search.next_page, matches=matches)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +146,31 @@ def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(QueryUnsupported, match="at most 3 runs may contain"):
             store.search(RunQuery(text="cus_4711", order="duration"))
         assert found(store, "cus_4711", order="duration", since=START + SECOND) == ["run_003", "run_002", "run_001"]
+
+
+def test_an_order_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sorted has to be found as a whole: without the time for it there is no first page."""
+    monkeypatch.setattr(search, "_MAX_SECONDS", 0.0)
+    with filled([make_run(1)]) as store, pytest.raises(QueryUnsupported, match="found in time"):
+        store.search(RunQuery(text="cus_4711", order="duration"))
+
+
+@pytest.mark.parametrize("order", ["duration", "cost"])
+def test_an_ordered_search_that_takes_too_long_is_continued(monkeypatch: pytest.MonkeyPatch, order: Any) -> None:
+    """Documents that may contain the text are read for a bounded time: the next page begins behind the last of them."""
+    runs = [
+        make_run(number, "cus_4711" if number % 3 else "47 11 cus_471", durationMs=number // 2) for number in range(60)
+    ]
+    with filled(runs) as store:
+        expected = found(store, "cus_4711", order=order)
+        # The time is up once the first runs have been read: after the start and one look while they were sorted.
+        monkeypatch.setattr(search, "monotonic", partial(next, cycle([0.0, 0.0, 10.0])))
+        monkeypatch.setattr(search, "_CHUNK", 7)
+        page = store.search(RunQuery(text="cus_4711", order=order))
+        assert len(page.items) <= 7
+        assert re.search("stopped after 2 seconds, at run run_0[0-9]{2}: the next page", page.partial[0])
+        assert found(store, "cus_4711", order=order) == expected
+        assert sorted(expected) == [run.id for number, run in enumerate(runs) if number % 3]
 
 
 def test_an_order_does_not_depend_on_other_tenants(monkeypatch: pytest.MonkeyPatch) -> None:

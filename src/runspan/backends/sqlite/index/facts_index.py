@@ -31,8 +31,6 @@ _FEW: Final = 20_000
 are in it."""
 _CHUNK: Final = 256
 """Runs with a text whose other filters are compared at once."""
-_MAX_COMPARED: Final = 1_000_000
-"""Runs of all tenants whose filters are compared before those with a text are sorted: this takes seconds."""
 NO_RUN: Final = b""
 """The trace id of a candidate that is no run, but the progress of a text search among the runs of other tenants."""
 _WITHOUT_TEXT: Final = (
@@ -85,6 +83,10 @@ class Candidate(NamedTuple):
     time: int
     value: int
     """What the list is sorted by."""
+    run_id: bytes
+
+
+_CANDIDATE: Final = "runs.id, runs.trace_id, runs.time, {0}, runs.run_id"
 
 
 class FactsWriter:
@@ -268,8 +270,10 @@ def damaged_run_ids(connection: sqlite3.Connection, tenant: str) -> list[bytes]:
     return [run_id for (run_id,) in connection.execute(sql, (find_tenant(connection, tenant),))]
 
 
-def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Candidate]:
+def candidates(connection: sqlite3.Connection, query: RunQuery, is_late: Callable[[], bool]) -> Iterator[Candidate]:
     """Yield the runs that may be in a list: by descending id if it is sorted by their start, else in its order.
+
+    is_late: whether there is no time left for those that have to be found, and sorted, before the first one is yielded.
 
     Every run of the list is among them, unless it has changed since the index read it. Names are compared by a prefix
     only, and when a heartbeat was due is not compared at all.
@@ -281,13 +285,13 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     if query.text is not None:
         conditions, bound = _conditions(connection, query, chosen)
         ids = _ids_with_text(connection, query, tenant)
-        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
+        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound], is_late)
     source, values, row_id = _source(connection, query, tenant, chosen)
     conditions, bound = _conditions(connection, query, chosen, row_id)
     order = f"{row_id} DESC" if query.order == "start" else f"runs.{query.order} DESC, runs.run_id DESC"
-    value = "0" if query.order == "start" else f"runs.{query.order}"
+    columns = _CANDIDATE.format("0" if query.order == "start" else f"runs.{query.order}")
     where = " AND ".join(["runs.tenant = ?", *conditions])
-    sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
+    sql = f"SELECT {columns} FROM {source} {where} ORDER BY {order}"  # noqa: S608
     return map(_candidate, connection.execute(sql, [*values, tenant, *bound]))
 
 
@@ -306,7 +310,12 @@ def _ids_with_text(connection: sqlite3.Connection, query: RunQuery, tenant: int)
 
 
 def _among(
-    connection: sqlite3.Connection, query: RunQuery, ids: Iterator[int], conditions: list[str], values: list[Any]
+    connection: sqlite3.Connection,
+    query: RunQuery,
+    ids: Iterator[int],
+    conditions: list[str],
+    values: list[Any],
+    is_late: Callable[[], bool],
 ) -> Iterator[Candidate]:
     """Yield those of the runs that meet the conditions, in the order of ``candidates``."""
     of_ids = (
@@ -315,29 +324,29 @@ def _among(
     )
     chunks = iter(lambda: list(islice(ids, _CHUNK)), [])
     if query.order == "start":
-        sql = f"SELECT runs.id, runs.trace_id, runs.time, 0 {of_ids} ORDER BY runs.id DESC"
+        sql = f"SELECT {_CANDIDATE.format('0')} {of_ids} ORDER BY runs.id DESC"
         for chunk in chunks:
             yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
-            yield Candidate(chunk[-1], NO_RUN, 0, 0)
+            yield Candidate(chunk[-1], NO_RUN, 0, 0, b"")
         return
     found: list[int] = []
-    for number, chunk in enumerate(chunks, 1):
+    for chunk in chunks:
         # The text index has the runs of all tenants: only those of this one may count.
         found += [row_id for (row_id,) in connection.execute(f"SELECT runs.id {of_ids}", [str(chunk), *values])]
-        if len(found) > _FEW or number * _CHUNK > _MAX_COMPARED:
+        if len(found) > _FEW or is_late():
             raise QueryUnsupported(
                 where="sort",
-                expected=f"a text that at most {_FEW} runs may contain",
+                expected=f"a text that at most {_FEW} runs may contain, all of which are found in time",
                 got="one that more may contain",
                 hint="sort by the start, or narrow the time range",
             )
-    sql = f"SELECT runs.id, runs.trace_id, runs.time, runs.{query.order} {of_ids} ORDER BY 4 DESC, runs.run_id DESC"
+    sql = f"SELECT {_CANDIDATE.format(f'runs.{query.order}')} {of_ids} ORDER BY 4 DESC, runs.run_id DESC"
     yield from map(_candidate, connection.execute(sql, [str(found), *values]))
 
 
 def _candidate(row: tuple[object, ...]) -> Candidate:
     found = Candidate(*row)  # type: ignore[arg-type]
-    if tuple(map(type, found)) != (int, bytes, int, int):
+    if tuple(map(type, found)) != (int, bytes, int, int, bytes):
         raise sqlite3.DatabaseError("a row has values of other types")
     return found
 
