@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
@@ -28,6 +29,7 @@ from runspan.model.document import Run
 from runspan.storage.data_directory import INDEX_FILE
 from runspan.storage.sqlite_file import (
     Schema,
+    file_bytes,
     open_database,
     open_read_only,
     primary_code,
@@ -75,6 +77,18 @@ _CLOSE_SECONDS: Final = 3.0
 _FREED_PAGES: Final = 200
 
 _log = logging.getLogger("runspan.index")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """What an index takes, and what it does not have yet."""
+
+    bytes: int
+    """The size of the file and its write-ahead log."""
+    lag: int
+    """Runs that have changed or are new, about."""
+    oldest: int | None
+    """When the first of them that is still there was stored, in nanoseconds since 1970."""
 
 
 class DamagedIndex(StoreError):
@@ -171,7 +185,7 @@ class Index:
             if remaining <= 0:
                 break
         with self._read() as connection:  # without the lock: a large document may hold it for long
-            return max(1, feed.count_after(connection, self._last))
+            return max(1, feed.lag(connection, self._last)[0])
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -192,6 +206,13 @@ class Index:
                 got=str(error),
                 hint="try again in a moment",
             ) from error
+
+    def stats(self) -> IndexStats | None:
+        """Return what the index lacks and takes, None unless this process keeps it up to date."""
+        if self._thread is None or not self._last.change_id:
+            return None
+        with self._read() as connection:
+            return IndexStats(file_bytes(self.path), *feed.lag(connection, self._last))
 
     def faults(self) -> list[str]:
         """Return some of what is damaged in the file; nothing if it is sound, or not there. See ``check``."""
