@@ -34,7 +34,7 @@ _CHUNK: Final = 256
 NO_RUN: Final = b""
 """The trace id of a candidate that is no run, but the progress of a text search among the runs of other tenants."""
 _WITHOUT_TEXT: Final = (
-    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
+    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND text_row IS NULL AND id < ?"
     " ORDER BY id DESC"
 )
 _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: "workflow_id", STATUS: "status"}
@@ -100,6 +100,8 @@ class FactsWriter:
         """A long range of ids that are all taken, so that the next free one is not looked for run by run."""
         self._counted: list[tuple[str, RunFacts, int]] = []
         """What statistics have not counted yet, see ``stats.apply``."""
+        self.has_removed_text = False
+        """Whether texts were removed, which are still in the file."""
 
     def has(self, trace_id: bytes) -> bool:
         """Return whether there is anything of a run."""
@@ -121,14 +123,14 @@ class FactsWriter:
         execute = self._connection.execute
         execute("DELETE FROM damaged_runs WHERE trace_id = ?", (trace_id,))
         select = (
-            "SELECT runs.id, runs.tenant, names.name, facts FROM indexed_runs AS runs"
+            "SELECT runs.id, runs.tenant, text_row, names.name, facts FROM indexed_runs AS runs"
             " LEFT JOIN names ON names.id = tenant LEFT JOIN counted_facts ON counted_facts.id = runs.id"
             " WHERE trace_id = ?"
         )
         row = execute(select, (trace_id,)).fetchone()
         if row is None:
             return
-        row_id, tenant, name, packed = row
+        row_id, tenant, text_row, name, packed = row
         try:
             facts, owner = unpack(packed), name.decode()
         except (AttributeError, UnicodeDecodeError) as error:
@@ -139,14 +141,19 @@ class FactsWriter:
                 "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
                 (tenant, kind, self._name(value), row_id),
             )
+        if text_row is not None:
+            text.remove(self._connection, text_row)
+            self.has_removed_text = True
         execute("DELETE FROM counted_facts WHERE id = ?", (row_id,))
         execute("DELETE FROM indexed_runs WHERE id = ?", (row_id,))
 
-    def drop_old(self) -> None:
-        """Delete the texts of times from which no run is left."""
-        oldest = self._connection.execute("SELECT min(id) FROM indexed_runs").fetchone()[0]
-        if oldest is not None:
-            text.drop_before(self._connection, oldest)
+    def move_text(self, row: int, run_row: int, stored: StoredRun | None, run: Run | None) -> None:
+        """Add the text that a run has now to the text index, and remove the row that had it."""
+        text.remove(self._connection, row)
+        content = None if stored is None or run is None else _content(stored, run)
+        # A run without a text is read by searches, until the feed says what has become of it.
+        moved = text.add(self._connection, run_row, content[1]) if content is not None and content[1] else None
+        self._connection.execute("UPDATE indexed_runs SET text_row = ? WHERE id = ?", (moved, run_row))
 
     def count(self) -> None:
         """Let statistics count what the transaction has written, all at once. Called before it is committed."""
@@ -165,8 +172,8 @@ class FactsWriter:
         duration, cost, *values = columns_of(facts)
         names = [None if value is None else self._name(value) for value in values]
         ended = stored.ended if stored.status in _ENDED else None
-        in_text = bool(content)  # the text of a run has its id
-        row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
+        text_row = text.add(self._connection, row_id, content) if content else None
+        row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, text_row, stored.run_id)
         self._connection.execute(_INSERT, row)
         self._connection.execute(
             "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
@@ -174,8 +181,6 @@ class FactsWriter:
         rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
         self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
         self._counted.append((stored.tenant.decode(), facts, 1))
-        if in_text:
-            text.add(self._connection, row_id, content)
 
     def _free_id(self, milliseconds: int) -> int:
         """Return the id of a run at this time, which no other run has."""
