@@ -26,14 +26,16 @@ def test_a_second_visit_loads_nothing_again(page: Page, filled: str) -> None:
     """Files are named by the digest of all, so the browser takes them from its cache without a question."""
     page.goto(filled)
     expect(page.locator("table.runs tbody tr").first).to_be_visible()
+    expect(page.locator(".histogram-chart")).to_be_visible()
     sizes = (
         "performance.getEntriesByType('resource').filter((e) => e.name.includes('/static/')).map((e) => e.transferSize)"
     )
     first = page.evaluate(sizes)
-    assert len(first) == 4  # theme, styles of all pages and of this one, and one script
+    assert len(first) == 5  # theme, styles of all pages and of this one, one script, and that of the chart
     assert all(size > 0 for size in first)
     page.goto(f"{filled}/?status=failed")
     expect(page.locator("table.runs tbody tr").first).to_be_visible()
+    expect(page.locator(".histogram-chart")).to_be_visible()
     assert set(page.evaluate(sizes)) == {0}
 
 
@@ -85,7 +87,16 @@ def test_a_slow_line_is_enough(browser: Browser, filled: str, report: Callable[[
 
 def imports_of(name: str) -> set[str]:
     """The static files that a module imports."""
-    paths = re.findall(r'(?:\}\s*from|\bimport)\s*\(?"([^"]+)"', (STATIC / name).read_text())
+    return resolved(name, r'\}\s*from\s*"([^"]+)"')
+
+
+def imports_later_of(name: str) -> set[str]:
+    """The static files that a module imports while it runs."""
+    return resolved(name, r'^[^*\n]*\bimport\("([^"]+)"')
+
+
+def resolved(name: str, pattern: str) -> set[str]:
+    paths = re.findall(pattern, (STATIC / name).read_text(), re.MULTILINE)
     return {posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) for path in paths}
 
 
@@ -94,7 +105,7 @@ def test_modules_import_only_what_is_there(name: str) -> None:
     """Every import is relative and leads to a file of the package."""
     for path in re.findall(r'^(?:import|export)[^;]*?from\s+"([^"]+)"', (STATIC / name).read_text(), re.MULTILINE):
         assert path.startswith("."), path
-    assert imports_of(name) <= set(FILES)
+    assert imports_of(name) | imports_later_of(name) <= set(FILES)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".js")])
@@ -119,17 +130,36 @@ def test_modules_import_only_what_is_exported(name: str) -> None:
     ],
 )
 def test_a_script_includes_what_it_imports(entry: str) -> None:
-    """Directly or indirectly, each once, and the module itself last."""
-    needed: dict[str, None] = {}
+    """Directly or indirectly, each once; what it imports later is in another script, with what that needs besides."""
+    script = load_assets().files[entry].body.decode()
+    assert parts_of(script) == needed_by(entry)
+    for later in imports_later_of(entry):
+        script = load_assets().files[later].body.decode()
+        assert parts_of(script) == needed_by(later) - needed_by(entry)
+
+
+def test_the_chart_comes_later() -> None:
+    """It is the only script of the panel that the list does not wait for."""
+    assert imports_later_of("panel/main.js") == {"panel/histogram.js"}
+    assert "panel/histogram.js" not in needed_by("panel/main.js")
+
+
+def parts_of(script: str) -> set[str]:
+    """The modules of a script, each of which it has once."""
+    found = re.findall(r"^const \$(\w+) = \(\(\) => \{$", script, re.MULTILINE)
+    assert len(found) == len(set(found))
+    return set(found)
+
+
+def needed_by(entry: str) -> set[str]:
+    """A module and all that it imports, as the variables of a script are called."""
+    needed: set[str] = set()
     pending = [entry]
     while pending:
         name = pending.pop()
-        needed[name] = None
-        pending += imports_of(name) - set(needed)
-    script = load_assets().files[entry].body.decode()
-    variables = re.findall(r"^const \$(\w+) = \(\(\) => \{$", script, re.MULTILINE)
-    assert sorted(variables) == sorted(re.sub(r"\W", "_", name) for name in needed)
-    assert variables[-1] == re.sub(r"\W", "_", entry)
+        needed.add(name)
+        pending += imports_of(name) - needed
+    return {re.sub(r"\W", "_", name) for name in needed}
 
 
 @pytest.mark.parametrize("template", sorted((PLACE / "templates").glob("*.html")), ids=lambda path: path.name)
