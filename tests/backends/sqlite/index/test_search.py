@@ -120,8 +120,10 @@ def test_where_the_text_is() -> None:
     assert match.snippet[match.start : match.start + match.length] == "cus_4711"
 
 
-def test_with_other_filters() -> None:
-    """All of them apply; the list is sorted by start, or by what is asked for."""
+@pytest.mark.parametrize("few_read", [0, 2, 500])
+def test_with_other_filters(monkeypatch: pytest.MonkeyPatch, few_read: int) -> None:
+    """All of them apply, whichever candidates come from; the list is sorted by start, or by what is asked for."""
+    monkeypatch.setattr(facts_index, "_FEW_READ", few_read)
     runs = [
         make_run(1, triggerType="webhook", durationMs=3000),
         make_run(2, triggerType="cron", durationMs=9000, status="failed", error={"code": "DECLINED"}),
@@ -136,7 +138,21 @@ def test_with_other_filters() -> None:
         assert found(store, "cus_4711", step_type="stripe", min_duration=6 * SECOND) == ["run_003", "run_002"]
         assert found(store, "cus_4711", since=START + 2 * SECOND, until=START + 3 * SECOND) == ["run_002"]
         assert found(store, "cus_4711", order="duration", limit=1) == ["run_002", "run_003", "run_001"]
+        assert found(store, "cus_4711", order="duration", limit=1, workflow_id="billing") == ["run_002", "run_001"]
+        assert found(store, "cus_4711", limit=1, trigger="webhook") == ["run_003", "run_001"]
         assert found(store, "cus_4711", tenant="other") == []
+
+
+def test_a_rare_filter_is_read_instead_of_a_common_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs contain the text, also sorted: those that meet the filter are few."""
+    monkeypatch.setattr(facts_index, "_FEW", 3)
+    runs = [make_run(number, durationMs=number, triggerType="api" if number % 4 else "event") for number in range(12)]
+    with filled(runs) as store:
+        with pytest.raises(QueryUnsupported, match="at most 3 runs"):
+            store.search(RunQuery(text="cus_4711", order="duration"))
+        wanted = ["run_008", "run_004", "run_000"]
+        assert found(store, "cus_4711", trigger="event") == wanted
+        assert found(store, "cus_4711", trigger="event", order="duration", limit=2) == wanted
 
 
 def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

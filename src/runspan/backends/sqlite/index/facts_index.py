@@ -29,6 +29,9 @@ _MAX_NAMES: Final = 20_000
 _FEW: Final = 20_000
 """Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
 are in it."""
+_FEW_READ: Final = 500
+"""Runs whose documents are read in a tenth of a second: a text is looked for in these rather than in the text index if
+all that meet a filter are fewer. With more, most of a page is found among the first candidates of that."""
 _CHUNK: Final = 256
 """Runs with a text whose other filters are compared at once."""
 NO_RUN: Final = b""
@@ -37,6 +40,7 @@ _WITHOUT_TEXT: Final = (
     "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND text_row IS NULL AND id < ?"
     " ORDER BY id DESC"
 )
+_BY_DURATION: Final = "indexed_runs AS runs INDEXED BY runs_by_duration"
 _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: "workflow_id", STATUS: "status"}
 """The kinds of values of which a run has one, with their column."""
 _INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
@@ -287,7 +291,7 @@ def candidates(connection: sqlite3.Connection, query: RunQuery, is_late: Callabl
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
-    if query.text is not None:
+    if query.text is not None and not _is_any_rare(connection, query, tenant, chosen):
         conditions, bound = _conditions(connection, query, chosen)
         ids = _ids_with_text(connection, query, tenant)
         return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound], is_late)
@@ -432,19 +436,13 @@ def _source(
     """
     is_by_start = query.order == "start"
     most = max(1, _FEW // 10) if is_by_start else _FEW  # by start, a filter that more runs match is in order too
-    of_value = "run_values WHERE tenant = ? AND kind = ? AND value = ?"
-    counts = {
-        kind: sum(_count(connection, most, of_value, tenant, kind, value) for value in values)
-        for kind, values in chosen.items()
-    }
+    counts = _counts(connection, tenant, chosen, most)
     usable = [kind for kind in counts if counts[kind] < most or (is_by_start and len(chosen[kind]) == 1)]
     rarest = min(usable, key=counts.__getitem__, default=None)
     few = most if rarest is None else min(most, counts[rarest])
-    long = "indexed_runs AS runs INDEXED BY runs_by_duration"
-    if query.min_duration is not None and query.order != "duration":
-        of_duration = f"{long} WHERE runs.tenant = ? AND runs.duration >= ?"
-        if _count(connection, most, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
-            return f"{long} WHERE", [], "runs.id"
+    is_long = query.min_duration is not None and query.order != "duration"
+    if is_long and _count_longer(connection, tenant, query.min_duration or 0, most) < few:
+        return f"{_BY_DURATION} WHERE", [], "runs.id"
     if rarest is not None:
         values = chosen[rarest]
         one_of = "= ?" if len(values) == 1 else f"IN ({', '.join('?' * len(values))})"
@@ -459,6 +457,29 @@ def _source(
         if _count(connection, most, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < most:
             return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
     return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", [], "runs.id"
+
+
+def _is_any_rare(connection: sqlite3.Connection, query: RunQuery, tenant: int, chosen: dict[int, list[int]]) -> bool:
+    """Return whether fewer than ``_FEW_READ`` runs meet one of the filters."""
+    counts = list(_counts(connection, tenant, chosen, _FEW_READ).values())
+    if query.min_duration is not None:
+        counts.append(_count_longer(connection, tenant, query.min_duration, _FEW_READ))
+    return min(counts, default=_FEW_READ) < _FEW_READ
+
+
+def _counts(connection: sqlite3.Connection, tenant: int, chosen: dict[int, list[int]], most: int) -> dict[int, int]:
+    """Return how many runs have one of the chosen values of each kind, about so many at most."""
+    of_value = "run_values WHERE tenant = ? AND kind = ? AND value = ?"
+    return {
+        kind: sum(_count(connection, most, of_value, tenant, kind, value) for value in values)
+        for kind, values in chosen.items()
+    }
+
+
+def _count_longer(connection: sqlite3.Connection, tenant: int, duration: int, most: int) -> int:
+    """Return how many runs took this long or longer, at most so many."""
+    longer = f"{_BY_DURATION} WHERE runs.tenant = ? AND runs.duration >= ?"
+    return _count(connection, most, longer, tenant, min(duration, MAX_NS))
 
 
 def _count(connection: sqlite3.Connection, most: int, rows: str, *values: int) -> int:
