@@ -78,7 +78,7 @@ _CLOSE_SECONDS: Final = 3.0
 _FREED_PAGES: Final = 200
 _MOVED_TEXTS: Final = 50
 """Rows of the text index that are looked up at once when they are moved."""
-_PAUSES: Final = 20
+_PAUSES: Final = 100
 """For how many times as long as texts were moved they are not moved again: each time they are those of whole weeks."""
 
 T = TypeVar("T")
