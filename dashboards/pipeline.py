@@ -275,10 +275,19 @@ def server() -> list[Panel]:
         ),
         graph(
             "Store",
-            "Bytes of the embedded store on disk.",
+            "Bytes of the embedded store, and of its index, on disk.",
             BYTES,
-            prom("sum(runspan_store_bytes)", "bytes"),
+            prom("sum(runspan_store_bytes)", "runs"),
+            prom("sum(runspan_index_bytes)", "index"),
             empty="Prometheus does not scrape a runspan with a store of its own.",
+        ),
+        graph(
+            "How far the index is behind",
+            "Age of the oldest run that the index of the store lacks. Where it rises, the server cannot keep up: "
+            "searches, filters and statistics lack runs, and say so.",
+            SECONDS,
+            prom("max(runspan_index_lag_seconds)", "oldest run"),
+            empty="Prometheus does not scrape a runspan with an index.",
         ),
         graph(
             "Runs stored",

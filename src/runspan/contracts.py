@@ -23,7 +23,7 @@ from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, Match, fold
 from runspan.errors import QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span
-from runspan.model.timestamps import SECOND, rfc3339
+from runspan.model.timestamps import SECOND
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
@@ -465,9 +465,9 @@ def unproved_note(run_id: str, missing: Sequence[str]) -> str:
     return f"run {run_id} is left out, since its document cannot be read: {reason}"
 
 
-def stopped_note(seconds: float, time: int) -> str:
-    """Return the line about a search that has taken this long and come to a time, in nanoseconds since 1970."""
-    return f"the search was stopped after {seconds:g} seconds, at {rfc3339(time)}: the next page continues there"
+def stopped_note(seconds: float, place: str) -> str:
+    """Return the line about a search that has taken this long and come to a place of the list: a time, or a run."""
+    return f"the search was stopped after {seconds:g} seconds, at {place}: the next page continues there"
 
 
 def older_revision_note(run_id: str, incomplete: Sequence[str]) -> str:

@@ -261,11 +261,13 @@ def test_every_option_has_its_variable(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("over_http", [False, True])
 def test_search_prints_where_runs_contain_the_text(tmp_path: Path, over_http: bool) -> None:
-    """The step, the member and what is around the text, whatever it consists of; with --json the list items alone."""
+    """The step, the member and what is around the text, whatever it consists of; with --json too."""
     step = {"id": "charge\u001b[2J", "type": "stripe", "output": {"customer": "cus_4711 [red]x\u001b[2J"}}
     with SqliteStore(tmp_path, index=True) as store, serving(create_app(store, store)) as client:
-        store.put(Run.from_dict(document("run_1", steps=[{"id": "fetch"}, step, step])), observed_at=1)
-        store.put(Run.from_dict(document("run_2", input={"customer": "cus_4711"})), observed_at=1)
+        first_run = document("run_1", steps=[{"id": "fetch"}, step, step])
+        second_run = document("run_2", input={"customer": "cus_4711"})
+        store.put(Run.from_dict(first_run), observed_at=1)
+        store.put(Run.from_dict(second_run), observed_at=1)
         store.put(Run.from_dict(document("run_3")), observed_at=1)
         place = ("--backend", client.base_url) if over_http else ("--data", tmp_path)
         result = runspan("list", "--search", "CUS_4711", *place)
@@ -276,6 +278,10 @@ def test_search_prints_where_runs_contain_the_text(tmp_path: Path, over_http: bo
     assert second.startswith("run_2 ")
     assert second.endswith('  input   "customer":"cus_4711"')
     assert re.search(r'run_1 .* charge\\x1b\[2J  output  "customer":"cus_4711 \[red\]x \[2J"$', first)
-    assert [json.loads(line)["id"] for line in listed.stdout.splitlines()] == ["run_2", "run_1"]
-    assert "matches" not in listed.stdout
+    items = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [item["id"] for item in items] == ["run_2", "run_1"]
+    matches = [item.pop("match") for item in items]
+    assert matches[0] == {"member": "input", "snippet": '"customer":"cus_4711"', "start": 12, "length": 8}
+    assert matches[1].items() >= {"stepIndex": 1, "stepId": step["id"], "execution": 1, "member": "output"}.items()
+    assert items == [json.loads(Run.from_dict(each).summary()) for each in (second_run, first_run)]
     assert "expected a text of 3 to 200 characters" in refused.stderr

@@ -18,6 +18,7 @@ from operate.promql import names
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import KEYS, ROLE, RUN_TABLE, STEP_TABLE, TEXT_KEY, TEXT_PIECE, FieldKind
+from runspan.contracts import RunQuery
 from runspan.model.span import Span
 from runspan.telemetry import INSTRUMENTS
 from runspan.testing import generate
@@ -152,8 +153,10 @@ def test_what_the_collector_counts_is_what_its_configuration_says() -> None:
 
 def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
     """What ``/metrics`` of a server with an embedded store has, by name and labels, but for health.md's own."""
-    store = SqliteStore(tmp_path)
+    store = SqliteStore(tmp_path, index=True)
     try:
+        while store.search(RunQuery(order="cost")).partial:  # until the index is there
+            pass
         now = time.time_ns()
         store.put(running("stuck", now - 2 * HOUR), observed_at=now - HOUR)
         store.put(running("waits", now - 2 * HOUR, status="suspended"), observed_at=now - HOUR)

@@ -145,6 +145,24 @@ def time(*names: str, **attributes: Any) -> Callable[[F], F]:
     return option(*names, metavar="TIME", **attributes)
 
 
+def workflow(verb: str) -> Callable[[F], F]:
+    """Add ``--workflow``, as ``workflow_id``, to a command that does this with runs."""
+    help = f"{verb} only runs of this workflow."
+    return option("--workflow", "workflow_id", type=Utf8Text(), metavar="ID", help=help)
+
+
+def start_range(verb: str, since: str, until: str, **attributes: Any) -> Callable[[F], F]:
+    """Add ``--from`` and ``--to``, as ``since`` and ``until``, to a command that does this with runs.
+
+    since, until: which starts are meant by a time, in words. attributes: of ``--from``.
+    """
+    help = f"{verb} only runs that started {{}}"
+    times = ": 2026-11-27T09:00:00Z, 2026-11-27 (in UTC), or a duration before now such as 24h."
+    add_since = option("--from", "since", type=Moment(), metavar="TIME", help=help.format(since) + times, **attributes)
+    add_until = option("--to", "until", type=Moment(), metavar="TIME", help=help.format(until) + ".")
+    return lambda command: add_since(add_until(command))
+
+
 def count(*names: str, least: int = 0, most: int | None = None, **attributes: Any) -> Callable[[F], F]:
     """Return an option whose value is a number, at least ``least``."""
     return option(*names, type=click.IntRange(least, most), metavar="COUNT", **attributes)

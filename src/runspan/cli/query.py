@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 import click
+import msgspec
 from rich.text import Text
 
 from runspan.cli import options
@@ -37,9 +38,7 @@ _LONGEST_CELL: Final = 200
 
 @click.command("list")
 @options.backend
-@options.option(
-    "--workflow", "workflow_id", type=options.Utf8Text(), metavar="ID", help="List only runs of this workflow."
-)
+@options.workflow("List")
 @options.option(
     "--status",
     type=click.Choice(RUN_STATUSES),
@@ -47,15 +46,7 @@ _LONGEST_CELL: Final = 200
     metavar="STATUS",
     help=f"List only runs whose current status is this: {', '.join(RUN_STATUSES)}. Repeat it for several.",
 )
-@options.option(
-    "--from",
-    "since",
-    type=options.Moment(),
-    metavar="TIME",
-    help="List only runs that started at this time or later: 2026-11-27T09:00:00Z, 2026-11-27 (in UTC), or a duration "
-    "before now such as 24h.",
-)
-@options.option("--to", "until", type=options.Moment(), metavar="TIME", help="List only runs that started before it.")
+@options.start_range("List", "at this time or later", "before it")
 @options.option(
     "--ended-from",
     "ended_since",
@@ -131,7 +122,8 @@ def list_runs(
 ) -> None:
     """List runs, newest first or by another order.
 
-    With --json, each line is the summary of one run, with the members that the platform's API documents.
+    With --json, each line is the summary of one run, with the members that the platform's API documents. With --search
+    it has the member match too: the step, the member and the snippet in which the text is.
 
     Senders repeat the snapshots of a running run, changed or not, and each snapshot counts as an observation. The
     snapshots of a run whose engine crashed are not repeated: --stuck finds such runs.
@@ -179,7 +171,7 @@ def list_runs(
                 click.echo(f"runspan: the list is incomplete: {escape_control(note)}", err=True)
             if as_json:
                 for item in page.items:
-                    click.echo(_one_line(item))
+                    click.echo(_one_line(item if text is None else _with_match(item, page.matches)))
             else:
                 items += page.items
                 matches |= page.matches
@@ -250,6 +242,15 @@ def _one_line(item: bytes) -> bytes:
     return item.replace(b"\n", b" ").replace(b"\r", b" ")
 
 
+def _with_match(item: bytes, matches: Mapping[str, Match]) -> bytes:
+    """Return a list item with where the run contains the text that was searched for as its last member."""
+    return b'%b,"match":%b}' % (item.rstrip()[:-1], msgspec.json.encode(matches[_run_id(item)]))
+
+
+def _run_id(item: bytes) -> str:
+    return string_value(_members(item.decode())["id"])
+
+
 def _print_runs(items: list[bytes]) -> None:
     if not items:
         click.echo("no runs match", err=True)
@@ -276,7 +277,7 @@ def _print_matches(items: list[bytes], matches: Mapping[str, Match]) -> None:
     table = new_table("RUN", "WORKFLOW", "STATUS", "STARTED", "STEP", "MEMBER", "TEXT")
     for item in items:
         run = _members(item.decode())
-        match = matches[string_value(run["id"])]
+        match = matches[_run_id(item)]
         status = _cell(run.get("status", ""))
         end = match.start + match.length
         parts = (match.snippet[: match.start], match.snippet[match.start : end], match.snippet[end:])

@@ -44,24 +44,12 @@ class _Column(NamedTuple):
     help=f"What the runs are divided by: {', '.join(STATS_DIMENSIONS)}. Repeat it for several: --by day --by model. "
     "Model, step and error exclude each other, and so do day and hour.",
 )
-@options.option(
-    "--workflow", "workflow_id", type=options.Utf8Text(), metavar="ID", help="Count only runs of this workflow."
-)
-@options.option(
-    "--from",
-    "since",
-    type=options.Moment(),
-    metavar="TIME",
+@options.workflow("Count")
+@options.start_range(
+    "Count",
+    "in the hour of this time or later",
+    "before the end of the hour before this time",
     show_default="all runs; by day 30d, by hour 24h",
-    help="Count only runs that started in the hour of this time or later: 2026-11-27T09:00:00Z, 2026-11-27 (in UTC), "
-    "or a duration before now such as 24h.",
-)
-@options.option(
-    "--to",
-    "until",
-    type=options.Moment(),
-    metavar="TIME",
-    help="Count only runs that started before the end of the hour before this time.",
 )
 @options.option(
     "--time-zone",

@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -154,6 +154,15 @@ def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Conn
     for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
     return connection
+
+
+def file_bytes(path: Path) -> int:
+    """Return the size of a database file and its write-ahead log."""
+    size = 0
+    for file in (path, f"{path}-wal"):
+        with suppress(OSError):
+            size += os.stat(file).st_size
+    return size
 
 
 def integrity_faults(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from runspan.errors import AccessError, RunspanError, error_status
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
-from runspan.web.content_coding import negotiate
+from runspan.web.content_coding import encode_response
 from runspan.web.errors import JSON, ErrorBody, error_response, register_error_handlers, retry_after_header
 from runspan.web.limits import enter
 from runspan.web.middleware import Middleware
@@ -97,21 +97,8 @@ def _encode(response: Response) -> Response:
 
     Errors repeat parts of the request, pages have other rules, and runs and lists have their coding already.
     """
-    if response.mimetype != JSON or response.status_code not in (200, 201) or "Content-Encoding" in response.headers:
-        return response
-    response.vary.add("Accept-Encoding")
-    negotiated = negotiate(request.environ.get("HTTP_ACCEPT_ENCODING"))
-    coding = negotiated.coding
-    if coding is None:
-        return response
-    if response.is_sequence:
-        body = response.get_data()
-        if len(body) < negotiated.min_bytes:
-            return response
-        response.set_data(coding.encode(body))
-    else:
-        response.response = coding.encode_pieces(response.response)  # type: ignore[arg-type]  # of bytes
-    response.headers["Content-Encoding"] = coding.name
+    if response.mimetype == JSON and response.status_code in (200, 201) and "Content-Encoding" not in response.headers:
+        encode_response(response, request.environ.get("HTTP_ACCEPT_ENCODING"))
     return response
 
 

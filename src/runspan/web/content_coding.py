@@ -13,6 +13,7 @@ import zstandard
 from isal import isal_zlib
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
+from werkzeug.wrappers import Response
 
 MIN_BYTES: Final = 1024
 """A shorter body is sent as it is: its headers are about as long."""
@@ -76,6 +77,23 @@ def negotiate(accept_encoding: str | None) -> Negotiated:
     gzip: many that accept ``*`` do not decode it.
     """
     return _negotiate(accept_encoding) if accept_encoding else IDENTITY
+
+
+def encode_response(response: Response, accept_encoding: str | None) -> None:
+    """Apply the coding that a value of ``Accept-Encoding`` asks for."""
+    response.vary.add("Accept-Encoding")
+    negotiated = negotiate(accept_encoding)
+    coding = negotiated.coding
+    if coding is None:
+        return
+    if response.is_sequence:
+        body = response.get_data()
+        if len(body) < negotiated.min_bytes:
+            return
+        response.set_data(coding.encode(body))
+    else:
+        response.response = coding.encode_pieces(response.response)  # type: ignore[arg-type]  # of bytes
+    response.headers["Content-Encoding"] = coding.name
 
 
 @lru_cache(maxsize=64)

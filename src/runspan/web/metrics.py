@@ -72,6 +72,7 @@ class Metrics:
             self.registry.register(RegistryCollector(run_metrics))
             self.registry.register(_WaitingCollector(backend, clock, stuck_after, stuck_max_age))
             self.registry.register(_StoreCollector(backend))
+            self.registry.register(_IndexCollector(backend, clock))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def observe_request(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -157,3 +158,26 @@ class _StoreCollector(Collector):
         for item in fields(stats):
             description = f"Content of the store: {item.name.replace('_', ' ')}."
             yield GaugeMetricFamily(f"runspan_store_{item.name}", description, value=getattr(stats, item.name))
+
+
+class _IndexCollector(Collector):
+    """Reads what the index of the store lacks on every scrape. A store without one has no series."""
+
+    def __init__(self, store: SqliteStore, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            stats = self._store.index_stats()
+        except RunspanError:
+            return
+        if stats is None:
+            return
+        age = 0 if stats.oldest is None else max(0, self._clock() - stats.oldest)
+        for name, description, value in (
+            ("bytes", "Size of the index of the store.", stats.bytes),
+            ("lag_runs", "Runs that have changed or are new since the index read them, about.", stats.lag),
+            ("lag_seconds", "Time since the first of these runs was stored.", age / SECOND),
+        ):
+            yield GaugeMetricFamily(f"runspan_index_{name}", description, value=value)

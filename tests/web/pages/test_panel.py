@@ -506,6 +506,17 @@ def see(page: Page, *, hidden: bool) -> None:
     page.evaluate(script + " document.dispatchEvent(new Event('visibilitychange')); }", hidden)
 
 
+def test_the_list_does_not_need_the_chart(page: Page, watch: Watch, filled: str) -> None:
+    """Its script comes later: until then, and if it cannot be loaded, the list is there and is refreshed."""
+    watch.allow("Failed to load resource")
+    page.route("**/histogram.js", lambda route: route.abort())
+    opened(page, filled)
+    expect(page.locator("#histogram")).to_have_text("No chart: its script was not loaded. Load the page again.")
+    page.get_by_role("button", name="Refresh").click()
+    expect(page.locator("#live-text")).to_contain_text("Live")
+    assert len(ids(page)) > 0
+
+
 def test_the_panel_recovers_when_the_server_returns(page: Page, watch: Watch, tmp_path: Path) -> None:
     """The list stays, a notice says what to do, the panel tries again by itself and recovers."""
     watch.allow("Failed to load resource")

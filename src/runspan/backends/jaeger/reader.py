@@ -47,6 +47,7 @@ from runspan.contracts import (
 from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
+from runspan.model.timestamps import rfc3339
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
@@ -192,7 +193,7 @@ class JaegerReader:
         notes = [text for at, text in windows.notes if at >= end]
         if windows.ended_at is not None:
             cursor = Cursor.behind(windows.ended_at)
-            notes.append(stopped_note(SCAN_SECONDS, windows.ended_at))
+            notes.append(stopped_note(SCAN_SECONDS, rfc3339(windows.ended_at)))
         matches = {row.run_id: windows.matches[row.run_id] for row in rows if row.run_id in windows.matches}
         return Page([row.summary for row in rows], cursor, limited_notes(notes), matches)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -20,8 +19,8 @@ from runspan import contracts
 from runspan.backends.sqlite import integrity, queries, retention
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.index import Index, stats_reader
-from runspan.backends.sqlite.index.facts_index import candidates, damaged_run_ids
-from runspan.backends.sqlite.index.indexer import DamagedIndex
+from runspan.backends.sqlite.index.facts_index import damaged_run_ids
+from runspan.backends.sqlite.index.indexer import DamagedIndex, IndexStats
 from runspan.backends.sqlite.index.search import IndexedSearch, damaged_document_note
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
@@ -47,7 +46,7 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import MAX_NS, rfc3339
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import is_damage, open_read_only, store_error, translate_errors
+from runspan.storage.sqlite_file import file_bytes, is_damage, open_read_only, store_error, translate_errors
 
 UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
 _UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
@@ -363,8 +362,8 @@ class SqliteStore:
         """Return the page of a query that needs the index, once that has what the store has now."""
         search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
         with self._caught_up_index(query.tenant, search.notes) as connection:
-            page = _page(search.runs(candidates(connection, query)), query, search.notes)
-        if search.matches or search.stopped_at is not None:
+            page = _page(search.runs(connection), query, search.notes)
+        if search.matches or search.next_page is not None:
             listed = [summary_members(item).id for item in page.items]
             matches = {run_id: search.matches[run_id] for run_id in listed if run_id in search.matches}
             page = replace(page, cursor=page.cursor or search.next_page, matches=matches)
@@ -424,11 +423,11 @@ class SqliteStore:
     def stats(self) -> Stats:
         """Return counts, for metrics."""
         runs, foreign_spans, fragments = self._fetch_one(_COUNTS)
-        size = 0
-        for file in (self.path, f"{self.path}-wal"):
-            with suppress(OSError):
-                size += os.stat(file).st_size
-        return Stats(runs, size, foreign_spans, fragments, self._retention.overdue)
+        return Stats(runs, file_bytes(self.path), foreign_spans, fragments, self._retention.overdue)
+
+    def index_stats(self) -> IndexStats | None:
+        """Return what the index lacks and takes, for metrics; None unless this store keeps it up to date."""
+        return self._index.stats()
 
     @property
     def damaged_reads(self) -> int:

@@ -14,7 +14,7 @@ from werkzeug.exceptions import NotFound
 from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ, ApiKey, ApiKeyStore
 from runspan.web.auth import is_same_origin
-from runspan.web.content_coding import negotiate
+from runspan.web.content_coding import encode_response, negotiate
 from runspan.web.errors import JSON, error_response, retry_after_header, without_place
 from runspan.web.limits import enter
 from runspan.web.links import local_target
@@ -108,7 +108,8 @@ def render_error(error: RunspanError) -> Response:
 
 @pages.get("/")
 def runs() -> Response:
-    return _render("runs.html", entry="panel/main.js", preload=() if request.query_string else (LIST_PATH,))
+    preload = () if request.query_string else (LIST_PATH,)
+    return _encoded(_render("runs.html", entry="panel/main.js", preload=preload))
 
 
 @pages.get("/runs/<run_id:run_id>")
@@ -119,7 +120,7 @@ def run(run_id: str) -> Response:
 
 @pages.get("/workflows")
 def workflows() -> Response:
-    return _render("workflows.html", entry="workflows/main.js")
+    return _encoded(_render("workflows.html", entry="workflows/main.js"))
 
 
 @pages.get("/workflows/<run_id:workflow_id>")
@@ -135,7 +136,7 @@ def compare() -> Response:
 
 @pages.get("/runbooks")
 def runbooks() -> Response:
-    return _render("runbooks.html")
+    return _encoded(_render("runbooks.html"))
 
 
 @pages.get("/static/<version>/<path:name>")
@@ -261,6 +262,12 @@ def _render(
         **values,
     )
     return Response(text, status, PAGE_HEADERS, content_type=HTML)
+
+
+def _encoded(page: Response) -> Response:
+    """Apply the content coding that the client asks for to a page that repeats nothing of the request."""
+    encode_response(page, request.headers.get("Accept-Encoding"))
+    return page
 
 
 def _session_key() -> ApiKey | None:

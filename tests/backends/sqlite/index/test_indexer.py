@@ -395,6 +395,33 @@ def test_lists_say_what_is_not_indexed_yet(tmp_path: Path, runs: list[Run], monk
         assert page.items != [] or int(note.split()[0]) == len(runs)
 
 
+def test_how_far_it_is_behind(tmp_path: Path, runs: list[Run]) -> None:
+    """Its numbers are those of the runs that it lacks, changed and new ones, until it has them."""
+    now = T0 + DAY
+    with SqliteStore(tmp_path, index=True, clock=lambda: now) as store:
+        put(store, runs[0])
+        assert_current(store, runs[:1])
+        stats = store.index_stats()
+        assert stats is not None
+        assert (stats.lag, stats.oldest) == (0, None)
+        assert stats.bytes > 0
+        with store._index._lock:  # nothing is read meanwhile
+            now += SECOND
+            changed = Run.from_dict({**runs[0].to_dict(), "changed": True})
+            assert store.put(changed, observed_at=T0 + 2 * HOUR).changed
+            now += SECOND
+            put(store, *runs[1:4])
+            behind = store.index_stats()
+        assert behind is not None
+        assert (behind.lag, behind.oldest) == (4, T0 + DAY + SECOND)
+        assert store.search(RunQuery(order="cost")).partial == ()
+        stats = store.index_stats()
+        assert stats is not None
+        assert (stats.lag, stats.oldest) == (0, None)
+    with SqliteStore(tmp_path) as store:
+        assert store.index_stats() is None
+
+
 def test_a_full_disk(tmp_path: Path, runs: list[Run]) -> None:
     """Lists have what was indexed before, and say how much is missing; later they are complete again."""
     with SqliteStore(tmp_path, index=True):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +120,10 @@ def test_where_the_text_is() -> None:
     assert match.snippet[match.start : match.start + match.length] == "cus_4711"
 
 
-def test_with_other_filters() -> None:
-    """All of them apply; the list is sorted by start, or by what is asked for."""
+@pytest.mark.parametrize("few_read", [0, 2, 500])
+def test_with_other_filters(monkeypatch: pytest.MonkeyPatch, few_read: int) -> None:
+    """All of them apply, whichever candidates come from; the list is sorted by start, or by what is asked for."""
+    monkeypatch.setattr(facts_index, "_FEW_READ", few_read)
     runs = [
         make_run(1, triggerType="webhook", durationMs=3000),
         make_run(2, triggerType="cron", durationMs=9000, status="failed", error={"code": "DECLINED"}),
@@ -133,7 +138,21 @@ def test_with_other_filters() -> None:
         assert found(store, "cus_4711", step_type="stripe", min_duration=6 * SECOND) == ["run_003", "run_002"]
         assert found(store, "cus_4711", since=START + 2 * SECOND, until=START + 3 * SECOND) == ["run_002"]
         assert found(store, "cus_4711", order="duration", limit=1) == ["run_002", "run_003", "run_001"]
+        assert found(store, "cus_4711", order="duration", limit=1, workflow_id="billing") == ["run_002", "run_001"]
+        assert found(store, "cus_4711", limit=1, trigger="webhook") == ["run_003", "run_001"]
         assert found(store, "cus_4711", tenant="other") == []
+
+
+def test_a_rare_filter_is_read_instead_of_a_common_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs contain the text, also sorted: those that meet the filter are few."""
+    monkeypatch.setattr(facts_index, "_FEW", 3)
+    runs = [make_run(number, durationMs=number, triggerType="api" if number % 4 else "event") for number in range(12)]
+    with filled(runs) as store:
+        with pytest.raises(QueryUnsupported, match="at most 3 runs"):
+            store.search(RunQuery(text="cus_4711", order="duration"))
+        wanted = ["run_008", "run_004", "run_000"]
+        assert found(store, "cus_4711", trigger="event") == wanted
+        assert found(store, "cus_4711", trigger="event", order="duration", limit=2) == wanted
 
 
 def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +162,31 @@ def test_an_order_of_too_many_runs_is_refused(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(QueryUnsupported, match="at most 3 runs may contain"):
             store.search(RunQuery(text="cus_4711", order="duration"))
         assert found(store, "cus_4711", order="duration", since=START + SECOND) == ["run_003", "run_002", "run_001"]
+
+
+def test_an_order_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sorted has to be found as a whole: without the time for it there is no first page."""
+    monkeypatch.setattr(search, "_MAX_SECONDS", 0.0)
+    with filled([make_run(1)]) as store, pytest.raises(QueryUnsupported, match="found in time"):
+        store.search(RunQuery(text="cus_4711", order="duration"))
+
+
+@pytest.mark.parametrize("order", ["duration", "cost"])
+def test_an_ordered_search_that_takes_too_long_is_continued(monkeypatch: pytest.MonkeyPatch, order: Any) -> None:
+    """Documents that may contain the text are read for a bounded time: the next page begins behind the last of them."""
+    runs = [
+        make_run(number, "cus_4711" if number % 3 else "47 11 cus_471", durationMs=number // 2) for number in range(60)
+    ]
+    with filled(runs) as store:
+        expected = found(store, "cus_4711", order=order)
+        # The time is up once the first runs have been read: after the start and one look while they were sorted.
+        monkeypatch.setattr(search, "monotonic", partial(next, cycle([0.0, 0.0, 10.0])))
+        monkeypatch.setattr(search, "_CHUNK", 7)
+        page = store.search(RunQuery(text="cus_4711", order=order))
+        assert len(page.items) <= 7
+        assert re.search("stopped after 2 seconds, at run run_0[0-9]{2}: the next page", page.partial[0])
+        assert found(store, "cus_4711", order=order) == expected
+        assert sorted(expected) == [run.id for number, run in enumerate(runs) if number % 3]
 
 
 def test_an_order_does_not_depend_on_other_tenants(monkeypatch: pytest.MonkeyPatch) -> None:

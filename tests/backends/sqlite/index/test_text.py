@@ -41,12 +41,18 @@ def make_run(content: object) -> Run:
     return Run.from_dict({"id": "run_1", "steps": [{"id": "a", "output": content}]})
 
 
-def add_all(connection: sqlite3.Connection, runs: dict[int, Run]) -> None:
-    """Add runs by their ids in one transaction."""
+def add_all(connection: sqlite3.Connection, runs: dict[int, Run]) -> list[int]:
+    """Add runs by their ids in one transaction; return their rows."""
     connection.execute("BEGIN")
-    for row_id, run in runs.items():
-        text.add(connection, row_id, searchable_text(run))
+    rows = [text.add(connection, row_id, searchable_text(run)) for row_id, run in runs.items()]
     connection.execute("COMMIT")
+    return rows
+
+
+def tables(connection: sqlite3.Connection) -> int:
+    """Return the number of full-text tables."""
+    found = connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone()
+    return int(found[0])
 
 
 @given(
@@ -89,11 +95,48 @@ def test_newest_first_among_many_blocks(connection: sqlite3.Connection) -> None:
 
 
 def test_run_that_changed(connection: sqlite3.Connection) -> None:
-    """It is found by its new text, once."""
-    add_all(connection, {1000: make_run("cus_4711")})
+    """It is found by its new text only."""
+    (row,) = add_all(connection, {1000: make_run("cus_4711")})
+    text.remove(connection, row)
     add_all(connection, {1000: make_run("cus_4712")})
     assert list(text.candidates(connection, "cus_4712", END)) == [1000]
-    assert list(text.candidates(connection, "cus_471", END)) == [1000]
+    assert list(text.candidates(connection, "cus_4711", END)) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["cus_4711", "cus_4712", "x"])), min_size=1, max_size=20),
+    st.lists(st.lists(st.integers(0, 19), max_size=8), max_size=4),
+    st.integers(0, 20),
+)
+def test_the_rows_that_are_left_are_moved(
+    added: list[tuple[int, str]], removals: list[list[int]], arrivals: int
+) -> None:
+    """Every run is found all the time, also those that arrive meanwhile, and those that are gone have left nothing."""
+    with closing(make_index()) as connection:
+        runs = {JANUARY + week * 7 * DAY + number: make_run(word) for number, (week, word) in enumerate(added)}
+        rows = dict(zip(runs, add_all(connection, runs), strict=True))
+        for removal in removals:
+            for run in {list(runs)[number % len(runs)] for number in removal} if runs else ():
+                text.remove(connection, rows.pop(run))
+                del runs[run]
+            text.leave_tables(connection)
+            for step in range(arrivals):
+                new = JANUARY + step % 3 * 7 * DAY + 1000 + len(rows) + step
+                if new not in runs:
+                    runs[new] = make_run("cus_4711")
+                    rows[new] = text.add(connection, new, searchable_text(runs[new]))
+                for row, run in text.rows_to_move(connection, 2):
+                    text.remove(connection, row)
+                    rows[run] = text.add(connection, run, searchable_text(runs[run]))
+                expected = sorted((run for run in runs if find_text(runs[run], "cus_4711")), reverse=True)
+                assert list(text.candidates(connection, "cus_4711", END)) == expected
+            while text.is_any_left(connection):
+                for row, run in text.rows_to_move(connection, 2):
+                    text.remove(connection, row)
+                    rows[run] = text.add(connection, run, searchable_text(runs[run]))
+            assert not text.leave_tables(connection)
+            assert sorted(rows.items()) == sorted(connection.execute("SELECT run, id FROM text_rows").fetchall())
+            assert tables(connection) == len({(run - JANUARY) // (7 * DAY) for run in runs})
 
 
 def test_longest_text(connection: sqlite3.Connection) -> None:
@@ -103,16 +146,15 @@ def test_longest_text(connection: sqlite3.Connection) -> None:
     assert list(text.candidates(connection, wanted, END)) == [1]
 
 
-def test_weeks_before_a_time_are_dropped(connection: sqlite3.Connection) -> None:
-    """Their tables go, and later runs stay."""
-    add_all(connection, {JANUARY + day * DAY: make_run("cus_4711") for day in range(100)})
-    before = connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone()
-    text.drop_before(connection, JANUARY + 60 * DAY)  # Monday, March 2
+def test_weeks_without_runs_are_dropped(connection: sqlite3.Connection) -> None:
+    """Their tables go with the last run, and other weeks stay."""
+    rows = add_all(connection, {JANUARY + day * DAY: make_run("cus_4711") for day in range(100)})
+    assert tables(connection) == 15
+    for row in rows[:60]:  # up to Monday, March 2
+        text.remove(connection, row)
     assert list(text.candidates(connection, "cus_4711", END)) == [JANUARY + day * DAY for day in range(99, 59, -1)]
-    text.drop_before(connection, JANUARY + 66 * DAY)
-    assert list(text.candidates(connection, "cus_4711", END)) == [JANUARY + day * DAY for day in range(99, 59, -1)]
-    after = connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone()
-    assert (before, after) == ((15,), (6,))
+    assert tables(connection) == 6
+    assert not text.leave_tables(connection)
     add_all(connection, {JANUARY: make_run("cus_4711")})
     assert list(text.candidates(connection, "cus_4711", JANUARY + DAY)) == [JANUARY]
 
@@ -122,6 +164,4 @@ def test_runs_of_any_time(connection: sqlite3.Connection) -> None:
     moments = [0, 1, 10**12, 10**12 + 9 * DAY, 3 * 10**12, 9 * 10**12]
     add_all(connection, {moment: make_run("cus_4711") for moment in moments})
     assert list(text.candidates(connection, "cus_4711", END)) == moments[::-1]
-    assert connection.execute("SELECT count(*) FROM sqlite_schema WHERE sql LIKE '%fts5%'").fetchone() == (4,)
-    text.drop_before(connection, 2 * 10**12)
-    assert list(text.candidates(connection, "cus_4711", END)) == moments[:3:-1]
+    assert tables(connection) == 4

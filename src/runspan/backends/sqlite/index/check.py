@@ -23,7 +23,10 @@ _ROWS: Final = """
 _VALUE: Final = """
     SELECT 1 FROM run_values WHERE tenant = ? AND kind = ? AND value = (SELECT id FROM names WHERE name = ?) AND run = ?
 """
-_WITHOUT_TEXT: Final = "SELECT 1 FROM indexed_runs WHERE in_text AND id NOT IN (SELECT run FROM text_rows)"
+_WITHOUT_TEXT: Final = """
+    SELECT 1 FROM indexed_runs LEFT JOIN text_rows ON text_rows.id = text_row
+    WHERE text_row IS NOT NULL AND run IS NOT indexed_runs.id
+"""
 _STORED: Final = "SELECT trace_id, run_id, tenant, time FROM runs ORDER BY trace_id"
 _INDEXED: Final = """
     SELECT trace_id, run_id, (SELECT name FROM names WHERE id = tenant), time FROM indexed_runs

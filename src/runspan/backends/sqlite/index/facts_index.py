@@ -29,16 +29,18 @@ _MAX_NAMES: Final = 20_000
 _FEW: Final = 20_000
 """Runs that are sorted by a query. If each of its filters matches more, many of the first runs in the order of the list
 are in it."""
+_FEW_READ: Final = 500
+"""Runs whose documents are read in a tenth of a second: a text is looked for in these rather than in the text index if
+all that meet a filter are fewer. With more, most of a page is found among the first candidates of that."""
 _CHUNK: Final = 256
 """Runs with a text whose other filters are compared at once."""
-_MAX_COMPARED: Final = 1_000_000
-"""Runs of all tenants whose filters are compared before those with a text are sorted: this takes seconds."""
 NO_RUN: Final = b""
 """The trace id of a candidate that is no run, but the progress of a text search among the runs of other tenants."""
 _WITHOUT_TEXT: Final = (
-    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND NOT in_text AND id < ?"
+    "SELECT id FROM indexed_runs INDEXED BY runs_without_text WHERE tenant = ? AND text_row IS NULL AND id < ?"
     " ORDER BY id DESC"
 )
+_BY_DURATION: Final = "indexed_runs AS runs INDEXED BY runs_by_duration"
 _COLUMNS: Final = {TRIGGER: "trigger_type", ERROR_CODE: "error_code", WORKFLOW: "workflow_id", STATUS: "status"}
 """The kinds of values of which a run has one, with their column."""
 _INSERT: Final = f"INSERT INTO indexed_runs VALUES ({', '.join('?' * 13)})"  # noqa: S608 a constant
@@ -85,6 +87,10 @@ class Candidate(NamedTuple):
     time: int
     value: int
     """What the list is sorted by."""
+    run_id: bytes
+
+
+_CANDIDATE: Final = "runs.id, runs.trace_id, runs.time, {0}, runs.run_id"
 
 
 class FactsWriter:
@@ -98,6 +104,8 @@ class FactsWriter:
         """A long range of ids that are all taken, so that the next free one is not looked for run by run."""
         self._counted: list[tuple[str, RunFacts, int]] = []
         """What statistics have not counted yet, see ``stats.apply``."""
+        self.has_removed_text = False
+        """Whether texts were removed, which are still in the file."""
 
     def has(self, trace_id: bytes) -> bool:
         """Return whether there is anything of a run."""
@@ -119,14 +127,14 @@ class FactsWriter:
         execute = self._connection.execute
         execute("DELETE FROM damaged_runs WHERE trace_id = ?", (trace_id,))
         select = (
-            "SELECT runs.id, runs.tenant, names.name, facts FROM indexed_runs AS runs"
+            "SELECT runs.id, runs.tenant, text_row, names.name, facts FROM indexed_runs AS runs"
             " LEFT JOIN names ON names.id = tenant LEFT JOIN counted_facts ON counted_facts.id = runs.id"
             " WHERE trace_id = ?"
         )
         row = execute(select, (trace_id,)).fetchone()
         if row is None:
             return
-        row_id, tenant, name, packed = row
+        row_id, tenant, text_row, name, packed = row
         try:
             facts, owner = unpack(packed), name.decode()
         except (AttributeError, UnicodeDecodeError) as error:
@@ -137,14 +145,19 @@ class FactsWriter:
                 "DELETE FROM run_values WHERE tenant = ? AND kind = ? AND value = ? AND run = ?",
                 (tenant, kind, self._name(value), row_id),
             )
+        if text_row is not None:
+            text.remove(self._connection, text_row)
+            self.has_removed_text = True
         execute("DELETE FROM counted_facts WHERE id = ?", (row_id,))
         execute("DELETE FROM indexed_runs WHERE id = ?", (row_id,))
 
-    def drop_old(self) -> None:
-        """Delete the texts of times from which no run is left."""
-        oldest = self._connection.execute("SELECT min(id) FROM indexed_runs").fetchone()[0]
-        if oldest is not None:
-            text.drop_before(self._connection, oldest)
+    def move_text(self, row: int, run_row: int, stored: StoredRun | None, run: Run | None) -> None:
+        """Add the text that a run has now to the text index, and remove the row that had it."""
+        text.remove(self._connection, row)
+        content = None if stored is None or run is None else _content(stored, run)
+        # A run without a text is read by searches, until the feed says what has become of it.
+        moved = text.add(self._connection, run_row, content[1]) if content is not None and content[1] else None
+        self._connection.execute("UPDATE indexed_runs SET text_row = ? WHERE id = ?", (moved, run_row))
 
     def count(self) -> None:
         """Let statistics count what the transaction has written, all at once. Called before it is committed."""
@@ -163,8 +176,8 @@ class FactsWriter:
         duration, cost, *values = columns_of(facts)
         names = [None if value is None else self._name(value) for value in values]
         ended = stored.ended if stored.status in _ENDED else None
-        in_text = bool(content)  # the text of a run has its id
-        row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, in_text, stored.run_id)
+        text_row = text.add(self._connection, row_id, content) if content else None
+        row = (row_id, stored.trace_id, tenant, stored.time, ended, *names, duration, cost, text_row, stored.run_id)
         self._connection.execute(_INSERT, row)
         self._connection.execute(
             "INSERT INTO counted_facts VALUES (?, ?)", (row_id, self._compressor.compress(_pack(facts)))
@@ -172,8 +185,6 @@ class FactsWriter:
         rows = [(tenant, kind, self._name(value), row_id) for kind, value in values_of(facts)]
         self._connection.executemany("INSERT INTO run_values VALUES (?, ?, ?, ?)", rows)
         self._counted.append((stored.tenant.decode(), facts, 1))
-        if in_text:
-            text.add(self._connection, row_id, content)
 
     def _free_id(self, milliseconds: int) -> int:
         """Return the id of a run at this time, which no other run has."""
@@ -268,8 +279,10 @@ def damaged_run_ids(connection: sqlite3.Connection, tenant: str) -> list[bytes]:
     return [run_id for (run_id,) in connection.execute(sql, (find_tenant(connection, tenant),))]
 
 
-def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Candidate]:
+def candidates(connection: sqlite3.Connection, query: RunQuery, is_late: Callable[[], bool]) -> Iterator[Candidate]:
     """Yield the runs that may be in a list: by descending id if it is sorted by their start, else in its order.
+
+    is_late: whether there is no time left for those that have to be found, and sorted, before the first one is yielded.
 
     Every run of the list is among them, unless it has changed since the index read it. Names are compared by a prefix
     only, and when a heartbeat was due is not compared at all.
@@ -278,16 +291,16 @@ def candidates(connection: sqlite3.Connection, query: RunQuery) -> Iterator[Cand
     chosen = _chosen(connection, query)
     if tenant is None or not all(chosen.values()):
         return iter(())
-    if query.text is not None:
+    if query.text is not None and not _is_any_rare(connection, query, tenant, chosen):
         conditions, bound = _conditions(connection, query, chosen)
         ids = _ids_with_text(connection, query, tenant)
-        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound])
+        return _among(connection, query, ids, ["runs.tenant = ?", *conditions], [tenant, *bound], is_late)
     source, values, row_id = _source(connection, query, tenant, chosen)
     conditions, bound = _conditions(connection, query, chosen, row_id)
     order = f"{row_id} DESC" if query.order == "start" else f"runs.{query.order} DESC, runs.run_id DESC"
-    value = "0" if query.order == "start" else f"runs.{query.order}"
+    columns = _CANDIDATE.format("0" if query.order == "start" else f"runs.{query.order}")
     where = " AND ".join(["runs.tenant = ?", *conditions])
-    sql = f"SELECT runs.id, runs.trace_id, runs.time, {value} FROM {source} {where} ORDER BY {order}"  # noqa: S608
+    sql = f"SELECT {columns} FROM {source} {where} ORDER BY {order}"  # noqa: S608
     return map(_candidate, connection.execute(sql, [*values, tenant, *bound]))
 
 
@@ -306,7 +319,12 @@ def _ids_with_text(connection: sqlite3.Connection, query: RunQuery, tenant: int)
 
 
 def _among(
-    connection: sqlite3.Connection, query: RunQuery, ids: Iterator[int], conditions: list[str], values: list[Any]
+    connection: sqlite3.Connection,
+    query: RunQuery,
+    ids: Iterator[int],
+    conditions: list[str],
+    values: list[Any],
+    is_late: Callable[[], bool],
 ) -> Iterator[Candidate]:
     """Yield those of the runs that meet the conditions, in the order of ``candidates``."""
     of_ids = (
@@ -315,29 +333,29 @@ def _among(
     )
     chunks = iter(lambda: list(islice(ids, _CHUNK)), [])
     if query.order == "start":
-        sql = f"SELECT runs.id, runs.trace_id, runs.time, 0 {of_ids} ORDER BY runs.id DESC"
+        sql = f"SELECT {_CANDIDATE.format('0')} {of_ids} ORDER BY runs.id DESC"
         for chunk in chunks:
             yield from map(_candidate, connection.execute(sql, [str(chunk), *values]))
-            yield Candidate(chunk[-1], NO_RUN, 0, 0)
+            yield Candidate(chunk[-1], NO_RUN, 0, 0, b"")
         return
     found: list[int] = []
-    for number, chunk in enumerate(chunks, 1):
+    for chunk in chunks:
         # The text index has the runs of all tenants: only those of this one may count.
         found += [row_id for (row_id,) in connection.execute(f"SELECT runs.id {of_ids}", [str(chunk), *values])]
-        if len(found) > _FEW or number * _CHUNK > _MAX_COMPARED:
+        if len(found) > _FEW or is_late():
             raise QueryUnsupported(
                 where="sort",
-                expected=f"a text that at most {_FEW} runs may contain",
+                expected=f"a text that at most {_FEW} runs may contain, all of which are found in time",
                 got="one that more may contain",
                 hint="sort by the start, or narrow the time range",
             )
-    sql = f"SELECT runs.id, runs.trace_id, runs.time, runs.{query.order} {of_ids} ORDER BY 4 DESC, runs.run_id DESC"
+    sql = f"SELECT {_CANDIDATE.format(f'runs.{query.order}')} {of_ids} ORDER BY 4 DESC, runs.run_id DESC"
     yield from map(_candidate, connection.execute(sql, [str(found), *values]))
 
 
 def _candidate(row: tuple[object, ...]) -> Candidate:
     found = Candidate(*row)  # type: ignore[arg-type]
-    if tuple(map(type, found)) != (int, bytes, int, int):
+    if tuple(map(type, found)) != (int, bytes, int, int, bytes):
         raise sqlite3.DatabaseError("a row has values of other types")
     return found
 
@@ -418,19 +436,13 @@ def _source(
     """
     is_by_start = query.order == "start"
     most = max(1, _FEW // 10) if is_by_start else _FEW  # by start, a filter that more runs match is in order too
-    of_value = "run_values WHERE tenant = ? AND kind = ? AND value = ?"
-    counts = {
-        kind: sum(_count(connection, most, of_value, tenant, kind, value) for value in values)
-        for kind, values in chosen.items()
-    }
+    counts = _counts(connection, tenant, chosen, most)
     usable = [kind for kind in counts if counts[kind] < most or (is_by_start and len(chosen[kind]) == 1)]
     rarest = min(usable, key=counts.__getitem__, default=None)
     few = most if rarest is None else min(most, counts[rarest])
-    long = "indexed_runs AS runs INDEXED BY runs_by_duration"
-    if query.min_duration is not None and query.order != "duration":
-        of_duration = f"{long} WHERE runs.tenant = ? AND runs.duration >= ?"
-        if _count(connection, most, of_duration, tenant, min(query.min_duration, MAX_NS)) < few:
-            return f"{long} WHERE", [], "runs.id"
+    is_long = query.min_duration is not None and query.order != "duration"
+    if is_long and _count_longer(connection, tenant, query.min_duration or 0, most) < few:
+        return f"{_BY_DURATION} WHERE", [], "runs.id"
     if rarest is not None:
         values = chosen[rarest]
         one_of = "= ?" if len(values) == 1 else f"IN ({', '.join('?' * len(values))})"
@@ -445,6 +457,29 @@ def _source(
         if _count(connection, most, "indexed_runs NOT INDEXED WHERE id >= ? AND id < ?", *edges) < most:
             return "indexed_runs AS runs NOT INDEXED WHERE", [], "runs.id"
     return f"indexed_runs AS runs INDEXED BY runs_by_{query.order} WHERE", [], "runs.id"
+
+
+def _is_any_rare(connection: sqlite3.Connection, query: RunQuery, tenant: int, chosen: dict[int, list[int]]) -> bool:
+    """Return whether fewer than ``_FEW_READ`` runs meet one of the filters."""
+    counts = list(_counts(connection, tenant, chosen, _FEW_READ).values())
+    if query.min_duration is not None:
+        counts.append(_count_longer(connection, tenant, query.min_duration, _FEW_READ))
+    return min(counts, default=_FEW_READ) < _FEW_READ
+
+
+def _counts(connection: sqlite3.Connection, tenant: int, chosen: dict[int, list[int]], most: int) -> dict[int, int]:
+    """Return how many runs have one of the chosen values of each kind, about so many at most."""
+    of_value = "run_values WHERE tenant = ? AND kind = ? AND value = ?"
+    return {
+        kind: sum(_count(connection, most, of_value, tenant, kind, value) for value in values)
+        for kind, values in chosen.items()
+    }
+
+
+def _count_longer(connection: sqlite3.Connection, tenant: int, duration: int, most: int) -> int:
+    """Return how many runs took this long or longer, at most so many."""
+    longer = f"{_BY_DURATION} WHERE runs.tenant = ? AND runs.duration >= ?"
+    return _count(connection, most, longer, tenant, min(duration, MAX_NS))
 
 
 def _count(connection: sqlite3.Connection, most: int, rows: str, *values: int) -> int:

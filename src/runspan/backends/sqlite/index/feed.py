@@ -14,6 +14,8 @@ _KEPT: Final = 10_000
 """Changes that were read and are still there: more are deleted together."""
 _DELETED: Final = 5000
 """Rows of one transaction."""
+_DATED: Final = 1000
+"""Changed runs among which the one that was stored first is looked for."""
 
 
 class Position(NamedTuple):
@@ -107,14 +109,21 @@ def after(connection: sqlite3.Connection, position: Position, limit: int) -> dic
     return found
 
 
-def count_after(connection: sqlite3.Connection, position: Position) -> int:
-    """Return how many runs have changed or are new."""
+def lag(connection: sqlite3.Connection, position: Position) -> tuple[int, int | None]:
+    """Return how many runs have changed or are new, about, and when the first of them that is still there was stored.
+
+    The time is in nanoseconds since 1970. New runs count by their numbers, of which some may be gone: counting them
+    would take as long as they are many.
+    """
     sql = (
-        "SELECT (SELECT count(DISTINCT trace_id) FROM changed_runs WHERE id > ?),"
-        " (SELECT count(*) FROM runs WHERE id > ?)"
+        "SELECT (SELECT count(DISTINCT trace_id) FROM changed_runs WHERE id > ?1),"
+        " (SELECT max(0, ifnull(max(id), 0) - ?2) FROM runs),"
+        " (SELECT min(written_at) FROM runs WHERE trace_id IN"
+        " (SELECT trace_id FROM changed_runs WHERE id > ?1 ORDER BY id LIMIT ?3)),"
+        " (SELECT written_at FROM runs WHERE id > ?2 ORDER BY id LIMIT 1)"
     )
-    changed, new = connection.execute(sql, (position.change_id, position.run)).fetchone()
-    return int(changed + new)
+    changed, new, *stored = connection.execute(sql, (position.change_id, position.run, _DATED)).fetchone()
+    return changed + new, min((time for time in stored if time is not None), default=None)
 
 
 def has_many_before(connection: sqlite3.Connection, position: Position) -> bool:

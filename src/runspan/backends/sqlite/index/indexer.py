@@ -12,13 +12,14 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Final
+from typing import Final, TypeVar
 
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
-from runspan.backends.sqlite.index import feed
+from runspan.backends.sqlite.index import feed, text
 from runspan.backends.sqlite.index.check import find_faults
 from runspan.backends.sqlite.index.facts_index import STORED_RUN, FactsWriter, StoredRun
 from runspan.backends.sqlite.index.feed import Position
@@ -28,6 +29,7 @@ from runspan.model.document import Run
 from runspan.storage.data_directory import INDEX_FILE
 from runspan.storage.sqlite_file import (
     Schema,
+    file_bytes,
     open_database,
     open_read_only,
     primary_code,
@@ -53,6 +55,7 @@ _PRAGMAS: Final = (
     "journal_size_limit = 33554432",
     "busy_timeout = 2000",
     "temp_store = MEMORY",
+    "secure_delete = FAST",
 )
 MAX_WAIT: Final = 2.0
 """Seconds that a query waits until the index has what the store had when it began."""
@@ -73,8 +76,26 @@ _RETRY_AFTER: Final = 10.0
 _CLOSE_SECONDS: Final = 3.0
 """Seconds that closing waits for the transaction that has begun."""
 _FREED_PAGES: Final = 200
+_MOVED_TEXTS: Final = 50
+"""Rows of the text index that are looked up at once when they are moved."""
+_PAUSES: Final = 100
+"""For how many times as long as texts were moved they are not moved again: each time they are those of whole weeks."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger("runspan.index")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """What an index takes, and what it does not have yet."""
+
+    bytes: int
+    """The size of the file and its write-ahead log."""
+    lag: int
+    """Runs that have changed or are new, about."""
+    oldest: int | None
+    """When the first of them that is still there was stored, in nanoseconds since 1970."""
 
 
 class DamagedIndex(StoreError):
@@ -113,6 +134,11 @@ class Index:
         self._facts: FactsWriter | None = None
         self._last = Position(0, b"", 0)
         """How far the index had come when this process last had the lock."""
+        self._has_remains = True
+        """Whether the file may have free pages with what was deleted, and its log too."""
+        self._moving_seconds = 0.0
+        self._next_moving = 0.0
+        """When texts are moved again at the earliest, by the monotonic clock."""
         self._closing = False
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -171,7 +197,7 @@ class Index:
             if remaining <= 0:
                 break
         with self._read() as connection:  # without the lock: a large document may hold it for long
-            return max(1, feed.count_after(connection, self._last))
+            return max(1, feed.lag(connection, self._last)[0])
 
     @contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
@@ -192,6 +218,13 @@ class Index:
                 got=str(error),
                 hint="try again in a moment",
             ) from error
+
+    def stats(self) -> IndexStats | None:
+        """Return what the index lacks and takes, None unless this process keeps it up to date."""
+        if self._thread is None or not self._last.change_id:
+            return None
+        with self._read() as connection:
+            return IndexStats(file_bytes(self.path), *feed.lag(connection, self._last))
 
     def faults(self) -> list[str]:
         """Return some of what is damaged in the file; nothing if it is sound, or not there. See ``check``."""
@@ -236,8 +269,8 @@ class Index:
                 while not self._closing:
                     with self._lock:
                         before, position = position, self._step(_MAX_SECONDS_ALONE)
-                    if position == before:
-                        break
+                        if position == before and not self._mend(self._remove_remains):
+                            break
                     sleep(_GIVE_WAY)
                 failure = ""
             except Exception as error:
@@ -262,9 +295,13 @@ class Index:
 
     def _step(self, seconds: float) -> Position:
         """Read some of what has changed, in one transaction; return where the index is then."""
+        return self._mend(partial(self._read_changes, monotonic() + seconds))
+
+    def _mend(self, work: Callable[[], T]) -> T:
+        """Return the result of some work on the file, which is made anew if that shows it to be damaged."""
         for _ in range(2):
             try:
-                return self._read_changes(monotonic() + seconds)
+                return work()
             except _Unusable as error:
                 self._make_anew(str(error))
             except UnicodeDecodeError as error:  # the text of an error that quotes a damaged page
@@ -280,34 +317,60 @@ class Index:
         position = self._position(connection)
         if self._is_current(position, facts):
             return position
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(connection, facts):
             before = position = self._position(connection)  # another process may have gone on
-            is_any_gone = False
             for trace_id, following in self._changes(position):
                 stored, run = self._read_run(trace_id)
                 if stored is None:
                     facts.remove(trace_id)
-                    is_any_gone = True
                 else:
                     facts.put(stored, run)
                 position = following
                 if self._closing or monotonic() >= deadline:
                     break
-            if is_any_gone:
-                facts.drop_old()
             facts.count()
             update = "UPDATE progress SET change_id = ?, change_trace_id = ?, run = ?"
             connection.execute(update, position)
-            connection.execute("COMMIT")
-            self._last = position
-        except BaseException:
-            facts.forget()
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
+        self._last = position
+        self._has_remains |= facts.has_removed_text
         self._delete_changes(connection, before)
         return position
+
+    def _remove_remains(self) -> bool:
+        """Do some of what removes what runs that are gone or have changed have left in the file.
+
+        Return whether there is more to do now. Other weeks than theirs are left alone.
+        """
+        connection, facts = self._open()
+        begun = monotonic()
+        if text.is_any_left(connection):
+            self._move_texts(connection, facts, begun + _MAX_SECONDS_ALONE)
+            self._moving_seconds += monotonic() - begun
+            self._has_remains = True
+            return True
+        if self._moving_seconds:
+            self._next_moving = begun + self._moving_seconds * _PAUSES
+            self._moving_seconds = 0.0
+        if begun >= self._next_moving and text.leave_tables(connection):
+            return True
+        if not self._has_remains:
+            return False
+        if connection.execute("PRAGMA freelist_count").fetchone()[0]:
+            connection.execute(f"PRAGMA incremental_vacuum({_FREED_PAGES})").fetchall()
+            return True
+        is_busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._has_remains = facts.has_removed_text = bool(is_busy)
+        return False
+
+    def _move_texts(self, connection: sqlite3.Connection, facts: FactsWriter, deadline: float) -> None:
+        """Move some texts out of the tables of the text index that are left."""
+        with _transaction(connection, facts):
+            for row, run_row in text.rows_to_move(connection, _MOVED_TEXTS):
+                found = connection.execute("SELECT trace_id FROM indexed_runs WHERE id = ?", (run_row,)).fetchone()
+                stored, run = (None, None) if found is None else self._read_run(found[0])
+                facts.move_text(row, run_row, stored, run)
+                if self._closing or monotonic() >= deadline:
+                    break
 
     def _changes(self, position: Position) -> Iterator[tuple[bytes, Position]]:
         """Yield the trace ids of runs to be read, and the position behind each."""
@@ -392,6 +455,19 @@ class Index:
         for suffix in ("-wal", "-shm", ""):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.path}{suffix}")
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, facts: FactsWriter) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        facts.forget()
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
 
 
 def _inode(path: Path) -> tuple[int, int]:

@@ -12,7 +12,7 @@ CREATE TABLE progress (
 CREATE TABLE names (id INTEGER PRIMARY KEY, name BLOB NOT NULL UNIQUE) STRICT;
 
 -- The id is the run's sort time in milliseconds, or the next one that no run has. Without a duration or a cost,
--- these columns are -1.
+-- these columns are -1. text_row: the run's row in the text index, if it is there.
 CREATE TABLE indexed_runs (
     id INTEGER PRIMARY KEY,
     trace_id BLOB NOT NULL UNIQUE,
@@ -25,14 +25,14 @@ CREATE TABLE indexed_runs (
     error_code INTEGER,
     duration INTEGER NOT NULL,
     cost INTEGER NOT NULL,
-    in_text INTEGER NOT NULL,
+    text_row INTEGER,
     run_id BLOB NOT NULL
 ) STRICT;
 
 CREATE INDEX runs_by_duration ON indexed_runs (tenant, duration, run_id);
 CREATE INDEX runs_by_cost ON indexed_runs (tenant, cost, run_id);
 -- Those that a search for a text reads itself: few, since they have not ended or are large.
-CREATE INDEX runs_without_text ON indexed_runs (tenant, id) WHERE NOT in_text;
+CREATE INDEX runs_without_text ON indexed_runs (tenant, id) WHERE text_row IS NULL;
 
 -- What statistics have counted of each run, compressed: it is subtracted when the run changes.
 CREATE TABLE counted_facts (id INTEGER PRIMARY KEY, facts BLOB NOT NULL) STRICT;

@@ -11,19 +11,19 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from runspan.backends.sqlite import queries
-from runspan.backends.sqlite.index.facts_index import NO_RUN, NONE, Candidate, models, step_types
+from runspan.backends.sqlite.index.facts_index import NO_RUN, NONE, Candidate, candidates, models, step_types
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import RunFacts, duration, run_facts, summary_members
 from runspan.codec.full_text import Match, find_text
 from runspan.contracts import Cursor, RunQuery, damaged_note, stopped_note
 from runspan.errors import DocumentError, StoreError
 from runspan.model.document import TERMINAL_RUN_STATUSES, Run
-from runspan.model.timestamps import MAX_NS, MILLISECOND
+from runspan.model.timestamps import MAX_NS, MILLISECOND, rfc3339
 
 _CHUNK: Final = 64
 """Runs that are read from the index, then from the store."""
 _MAX_SECONDS: Final = 2.0
-"""Seconds after which no further runs are searched for a text."""
+"""Seconds after which no further runs are searched for a text. At least one chunk of them is read for each page."""
 
 
 class ListedRun(NamedTuple):
@@ -89,17 +89,14 @@ class IndexedSearch:
         """Trace ids of runs that are in the index otherwise than in the store."""
         self.matches: dict[str, Match] = {}
         """Where runs contain the text of the query, by their id; of more runs than are in the list."""
-        self.stopped_at: int | None = None
-        """The time, in nanoseconds since 1970, before which runs were not searched for lack of time."""
+        self.next_page: Cursor | None = None
+        """Behind the runs that were searched before the time was up."""
         self._deadline = 0.0
 
-    def runs(self, candidates: Iterator[Candidate]) -> Iterator[ListedRun]:
-        """Yield those of the candidates that are in the list, in its order.
-
-        candidates: in the order of the list, or by descending id for a list by start; see ``facts_index``.
-        """
+    def runs(self, connection: sqlite3.Connection) -> Iterator[ListedRun]:
+        """Yield the runs of the list in its order. connection: to the index."""
         self._deadline = monotonic() + _MAX_SECONDS
-        listed = self._listed(candidates)
+        listed = self._listed(candidates(connection, self._query, self._is_late))
         if self._query.order == "start":
             return self._unless_stopped(_by_start(listed, self._query.limit + 1))
         return (run for _, run in listed if run is not None)
@@ -111,27 +108,30 @@ class IndexedSearch:
             with self._read() as connection:
                 found = [(candidate.id, self._confirmed(connection, candidate)) for candidate in chunk]
             yield from found
-            if self._query.text is not None and monotonic() > self._deadline and self._may_stop_at(chunk[-1]):
+            if self._query.text is not None and self._is_late() and self._may_stop_at(chunk[-1]):
                 return
+
+    def _is_late(self) -> bool:
+        return monotonic() > self._deadline
 
     def _may_stop_at(self, candidate: Candidate) -> bool:
         """Stop at a candidate, unless the next page would not begin at an earlier time than this one did."""
+        if self._query.order != "start":
+            run_id = candidate.run_id.decode()
+            self.next_page = Cursor(candidate.value, run_id, self._query.order)
+            self.notes.append(stopped_note(_MAX_SECONDS, f"run {run_id}"))
+            return True
         at = candidate.id * MILLISECOND  # later candidates have a lower id, which is at least their time
         before = self._query.before
-        if self._query.order != "start" or at >= (MAX_NS if before is None else before[0]):
+        if at >= (MAX_NS if before is None else before[0]):
             return False
-        self.stopped_at = at
-        self.notes.append(stopped_note(_MAX_SECONDS, at))
+        self.next_page = Cursor.behind(at)
+        self.notes.append(stopped_note(_MAX_SECONDS, rfc3339(at)))
         return True
 
     def _unless_stopped(self, runs: Iterator[ListedRun]) -> Iterator[ListedRun]:
         """Yield the runs up to where the search was stopped: others may be between those behind."""
-        return (run for run in runs if self.stopped_at is None or run.value >= self.stopped_at)
-
-    @property
-    def next_page(self) -> Cursor | None:
-        """Where to continue a search that was stopped."""
-        return None if self.stopped_at is None else Cursor.behind(self.stopped_at)
+        return (run for run in runs if self.next_page is None or run.value >= self.next_page.time)
 
     def _confirmed(self, connection: sqlite3.Connection, candidate: Candidate) -> ListedRun | None:
         if candidate.trace_id == NO_RUN:

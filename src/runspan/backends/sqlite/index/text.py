@@ -1,8 +1,8 @@
 """The text index: which runs may contain a text.
 
-It has a full-text table for each week (UTC) of the runs' times, with the trigrams of each run. Tables are dropped as a
-whole, and rows never change: the row of a run that was deleted, or has changed since, is a candidate that the document
-does not confirm.
+It has a full-text table for each week (UTC) of the runs' times, with the trigrams of each run. A row cannot be deleted
+from such a table without the text that it had, which is gone with the run. So the rows that are left are moved to a
+second table of the week, from the documents of their runs, and the first one is dropped (``leave_tables``).
 
 Rows are numbered in order of arrival: of each trigram, the index stores the distances between its rows, and these are
 one byte where the numbers are dense. Numbers by time would take three times the space.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from datetime import date, timedelta
+from heapq import merge
 from itertools import accumulate
 from typing import Final
 
@@ -22,10 +23,11 @@ _WEEK: Final = 7 * 86_400_000
 _FIRST_MONDAY: Final = date(1969, 12, 29)
 _WEEKS: Final = range(1565, 4175)
 """From 2000 to 2050; earlier and later runs are in the first and the last one, so that tables are not too many."""
-_WEEK_BITS: Final = 32
-"""Bits of the number of a row within its week; those above are the weeks since the first Monday."""
+_TABLE_BITS: Final = 32
+"""Bits of the number of a row within its table; those above are the number of the table: twice the weeks since the
+first Monday, and one more for the second table of a week."""
 _BLOCK_BITS: Final = 8
-_WEEK_BLOCK_BITS: Final = _WEEK_BITS - _BLOCK_BITS
+_TABLE_BLOCK_BITS: Final = _TABLE_BITS - _BLOCK_BITS
 _CREATE: Final = (
     "CREATE VIRTUAL TABLE {} USING fts5"
     " (content, content = '', columnsize = 0, detail = none, tokenize = 'trigram case_sensitive 1')"
@@ -33,7 +35,8 @@ _CREATE: Final = (
 """Texts are folded before: the index and what confirms its candidates agree about the case of every letter."""
 _HASH_SIZE: Final = "INSERT INTO {0} ({0}, rank) VALUES ('hashsize', 8388608)"
 """Bytes of new entries in memory before they become a segment of the index."""
-_LAST_ROW: Final = "SELECT max(id) FROM text_rows WHERE id >= ? AND id < ?"
+_OPEN_TABLE: Final = "SELECT id, rows FROM text_tables WHERE id IN (?, ?) AND NOT is_left"
+_FREE_TABLE: Final = "SELECT NOT EXISTS (SELECT 1 FROM text_tables WHERE id = ?)"
 _ADD_ROW: Final = "INSERT INTO text_rows VALUES (?, ?)"
 _ADD_TO_BLOCK: Final = (
     "INSERT INTO text_blocks VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -45,58 +48,88 @@ _FIND: Final = (
 )
 
 
-def add(connection: sqlite3.Connection, rowid: int, text: str) -> None:
-    """Add a run.
+def add(connection: sqlite3.Connection, run: int, text: str) -> int:
+    """Add a run; return its row.
 
-    ``rowid``: its id in ``indexed_runs``, about its time in milliseconds since 1970. ``text``: see ``searchable_text``.
+    ``run``: its id in ``indexed_runs``, about its time in milliseconds since 1970. ``text``: see ``searchable_text``.
     """
-    week = _week_of(rowid)
-    table, first = _table(week), week << _WEEK_BITS
-    (last,) = connection.execute(_LAST_ROW, (first, first + (1 << _WEEK_BITS))).fetchone()
-    if last is None and not _exists(connection, table):
-        connection.execute(_CREATE.format(table))
-        connection.execute(_HASH_SIZE.format(table))
-    row = first if last is None else last + 1
-    add_text = f"INSERT INTO {table} (rowid, content) VALUES (?, ?)"  # noqa: S608 our own name
+    first = 2 * _week_of(run)
+    table, rows = connection.execute(_OPEN_TABLE, (first, first + 1)).fetchone() or (None, 0)
+    if table is None:
+        (is_free,) = connection.execute(_FREE_TABLE, (first,)).fetchone()
+        table = first if is_free else first + 1
+        connection.execute(_CREATE.format(_name(table)))
+        connection.execute(_HASH_SIZE.format(_name(table)))
+        connection.execute("INSERT INTO text_tables VALUES (?, 0, FALSE, FALSE)", (table,))
+    row = (table << _TABLE_BITS) + int(rows)
+    add_text = f"INSERT INTO {_name(table)} (rowid, content) VALUES (?, ?)"  # noqa: S608 our own name
     connection.execute(add_text, (row, _indexable(text)))
-    connection.execute(_ADD_ROW, (row, rowid))
-    connection.execute(_ADD_TO_BLOCK, (row >> _BLOCK_BITS, rowid, rowid))
+    connection.execute("UPDATE text_tables SET rows = rows + 1 WHERE id = ?", (table,))
+    connection.execute(_ADD_ROW, (row, run))
+    connection.execute(_ADD_TO_BLOCK, (row >> _BLOCK_BITS, run, run))
+    return row
+
+
+def remove(connection: sqlite3.Connection, row: int) -> None:
+    """Remove a row from the candidates. Its text is gone once its table is, see ``leave_tables``."""
+    table = row >> _TABLE_BITS
+    connection.execute("DELETE FROM text_rows WHERE id = ?", (row,))
+    connection.execute("UPDATE text_tables SET has_removed = TRUE WHERE id = ?", (table,))
+    if not _rows(connection, table, 1):
+        _drop(connection, table)
+
+
+def leave_tables(connection: sqlite3.Connection) -> bool:
+    """Let the rows be moved from tables that have texts of runs that are gone; return whether there are any.
+
+    Called once no table is left: a week has two at most.
+    """
+    return connection.execute("UPDATE text_tables SET is_left = TRUE WHERE has_removed").rowcount > 0
+
+
+def is_any_left(connection: sqlite3.Connection) -> bool:
+    """Return whether there is a table whose rows are to be moved."""
+    return connection.execute("SELECT 1 FROM text_tables WHERE is_left").fetchone() is not None
+
+
+def rows_to_move(connection: sqlite3.Connection, limit: int) -> list[tuple[int, int]]:
+    """Return some rows of tables that are left, and their runs. Each is to be removed, and its run added again.
+
+    Drop the tables that have none.
+    """
+    for (table,) in connection.execute("SELECT id FROM text_tables WHERE is_left").fetchall():
+        if rows := _rows(connection, table, limit):
+            return rows
+        _drop(connection, table)
+    return []
 
 
 def candidates(connection: sqlite3.Connection, text: str, before_rowid: int) -> Iterator[int]:
     """Yield the ids of runs that may contain a text, each once, the greatest first.
 
     Every run that was added and contains the text is among them. Others are too: those that have its trigrams in other
-    places, and those that were deleted or contained it before they changed.
+    places.
 
     ``text``: at least ``full_text.MIN_TEXT`` characters. ``before_rowid``: only ids less than it.
     """
     match = _conjunction(text)
-    weeks: dict[int, list[tuple[int, int, int]]] = {}
+    weeks: dict[int, dict[int, list[tuple[int, int, int]]]] = {}
     for block in connection.execute("SELECT block, least, greatest FROM text_blocks ORDER BY block"):
-        weeks.setdefault(block[0] >> _WEEK_BLOCK_BITS, []).append(block)
+        table = block[0] >> _TABLE_BLOCK_BITS
+        weeks.setdefault(table // 2, {}).setdefault(table, []).append(block)
     last = before_rowid
-    for week, blocks in sorted(weeks.items(), reverse=True):
-        for run in _of_week(connection, _table(week), blocks, match, before_rowid):
+    for _, tables in sorted(weeks.items(), reverse=True):
+        found = [_of_table(connection, _name(table), tables[table], match, before_rowid) for table in tables]
+        for run in merge(*found, reverse=True):
             if run < last:
                 last = run
                 yield run
 
 
-def drop_before(connection: sqlite3.Connection, time_ms: int) -> None:
-    """Drop the weeks that ended before a time, in milliseconds since 1970."""
-    week = _week_of(time_ms)
-    past = "SELECT DISTINCT block >> ? FROM text_blocks WHERE block < ?"
-    for (found,) in connection.execute(past, (_WEEK_BLOCK_BITS, week << _WEEK_BLOCK_BITS)).fetchall():
-        connection.execute(f"DROP TABLE {_table(found)}")
-    connection.execute("DELETE FROM text_blocks WHERE block < ?", (week << _WEEK_BLOCK_BITS,))
-    connection.execute("DELETE FROM text_rows WHERE id < ?", (week << _WEEK_BITS,))
-
-
-def _of_week(
+def _of_table(
     connection: sqlite3.Connection, table: str, blocks: list[tuple[int, int, int]], match: str, before: int
 ) -> Iterator[int]:
-    """Yield the candidates of a week, the greatest first."""
+    """Yield the candidates of a table, the greatest first."""
     usable = [block for block, least, _ in blocks if least < before]
     if not usable:
         return
@@ -125,12 +158,20 @@ def _week_of(milliseconds: int) -> int:
     return min(max(week, _WEEKS[0]), _WEEKS[-1])
 
 
-def _table(week: int) -> str:
-    return f"text_{_FIRST_MONDAY + timedelta(weeks=week):%Y_%m_%d}"
+def _rows(connection: sqlite3.Connection, table: int, limit: int) -> list[tuple[int, int]]:
+    sql = "SELECT id, run FROM text_rows WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
+    return connection.execute(sql, (table << _TABLE_BITS, table + 1 << _TABLE_BITS, limit)).fetchall()
 
 
-def _exists(connection: sqlite3.Connection, table: str) -> bool:
-    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone() is not None
+def _drop(connection: sqlite3.Connection, table: int) -> None:
+    connection.execute(f"DROP TABLE {_name(table)}")
+    connection.execute("DELETE FROM text_tables WHERE id = ?", (table,))
+    blocks = (table << _TABLE_BLOCK_BITS, table + 1 << _TABLE_BLOCK_BITS)
+    connection.execute("DELETE FROM text_blocks WHERE block >= ? AND block < ?", blocks)
+
+
+def _name(table: int) -> str:
+    return f"text_{_FIRST_MONDAY + timedelta(weeks=table // 2):%Y_%m_%d}{'_b' * (table % 2)}"
 
 
 def _indexable(text: str) -> str:

@@ -1,17 +1,15 @@
 // Entry point of a workflow's page: its runs over time, failures, steps, tokens and cost.
 
 import { url, workflowPage } from "../api.js";
-import { announce, h, replace } from "../dom.js";
+import { h, replace } from "../dom.js";
 import { cost, duration, number, status, statusIcon, tokens } from "../format.js";
 import { isolated } from "../invisible-characters.js";
-import { partialNotice } from "../panel/empty-states.js";
-import { shortcut } from "../shell.js";
-import { allBins, binLabel, chooseBins } from "../stats/bins.js";
+import { allBins, binLabel } from "../stats/bins.js";
 import { FAILED_STATUSES, counted, failures, loadStats, percent, successRate, total } from "../stats/client.js";
+import { showStats } from "../stats/page.js";
 import { chartSection, failureLink, failureMessage, none, section, tile, titleOf } from "../stats/parts.js";
 import { sortableTable } from "../stats/sortable-table.js";
-import { coverage, coveredTimes, emptyState, errorState, loadingState } from "../stats/states.js";
-import { TimeFilter, currentTimes, urlParameters } from "../stats/time-filter.js";
+import { coveredTimes } from "../stats/states.js";
 import { USAGE_COLUMNS } from "../stats/usage-columns.js";
 
 const MAX_STEPS = 1000;
@@ -23,66 +21,29 @@ const STATUS_ORDER = ["completed", "other", "cancelled", "pending", "running", "
 const byId = (id) => document.getElementById(id);
 
 const workflowId = decodeURIComponent(byId("workflow").dataset.workflowId);
-const filter = new TimeFilter(byId("filters"), navigate);
-let loading = null; // AbortController of the requests in progress
 
-function navigate(times) {
-  const target = workflowPage(workflowId, urlParameters(times));
-  if (target === location.pathname + location.search) return;
-  history.pushState(null, "", target);
-  load();
-}
-
-async function load() {
-  loading?.abort();
-  const { signal } = (loading = new AbortController());
-  const times = currentTimes();
-  const content = byId("stats");
-  filter.show(times);
+function load(times, bins, signal) {
   byId("runs").href = url("/", { workflowId, ...times });
-  if (content.querySelector(".tiles")) content.classList.add("loading");
-  else replace(content, loadingState());
-  const bins = chooseBins(times, new Date());
   const of = (range, groupBy, limit) => loadStats(range, groupBy, { workflowId, limit, signal });
-  try {
-    const [whole, timeline, errors, steps, models, spend] = await Promise.all([
-      of(times, ""),
-      of(bins, bins.unit, MAX_STEPS),
-      of(times, "error"),
-      of(times, "step", MAX_STEPS),
-      of(times, "model"),
-      of(bins, `${bins.unit},model`, MAX_DAYS_AND_MODELS),
-    ]);
-    show(times, bins, { whole, timeline, errors, steps, models, spend });
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    replace(byId("notices"));
-    byId("coverage").textContent = "";
-    replace(content, errorState(error, { listParameters: { workflowId, ...times }, onRetry: load }));
-  }
-  content.classList.remove("loading");
+  return [
+    of(times, ""),
+    of(bins, bins.unit, MAX_STEPS),
+    of(times, "error"),
+    of(times, "step", MAX_STEPS),
+    of(times, "model"),
+    of(bins, `${bins.unit},model`, MAX_DAYS_AND_MODELS),
+  ];
 }
 
-function show(times, bins, { whole, timeline, errors, steps, models, spend }) {
-  replace(byId("notices"), partialNotice(whole.meta.partial));
-  byId("coverage").textContent = coverage(whole.meta);
-  const [group] = whole.data;
+function sections([whole, timeline, errors, steps, models, spend], times, bins) {
   const covered = coveredTimes(whole.meta);
-  if (!group) {
-    const isAny = !Object.keys(times).length;
-    replace(byId("stats"), emptyState({ onAny: isAny ? null : () => navigate({}) }));
-    announce("No runs");
-    return;
-  }
-  replace(
-    byId("stats"),
-    tiles(group, covered),
+  return [
+    tiles(whole.data[0], covered),
     runsChart(bins, timeline),
     failureSection(errors, covered),
     stepSections(steps),
     models.data.length > 0 && spendSection(bins, spend, models),
-  );
-  announce(counted(group.runs, "run"));
+  ];
 }
 
 function tiles(group, covered) {
@@ -299,9 +260,10 @@ function spendSection(bins, { data, meta }, models) {
 }
 
 replace(byId("title"), isolated(workflowId));
-byId("refresh").addEventListener("click", load);
-addEventListener("popstate", load);
-shortcut("r", "Refresh", load);
-shortcut("f", "Go to the time filter", () => filter.focus());
-
-load();
+showStats({
+  address: (parameters) => workflowPage(workflowId, parameters),
+  list: (times) => ({ workflowId, ...times }),
+  load,
+  sections,
+  summary: ({ data }) => counted(data[0].runs, "run"),
+});

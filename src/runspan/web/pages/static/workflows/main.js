@@ -1,81 +1,38 @@
 // Entry point of the overview of workflows: runs, success, durations, spend and the last failure of each.
 
 import { url, workflowPage } from "../api.js";
-import { announce, h, replace } from "../dom.js";
+import { h } from "../dom.js";
 import { cost, duration, number, tokens } from "../format.js";
 import { isolated } from "../invisible-characters.js";
-import { partialNotice } from "../panel/empty-states.js";
-import { shortcut } from "../shell.js";
-import { allBins, binLabel, chooseBins } from "../stats/bins.js";
+import { allBins, binLabel } from "../stats/bins.js";
 import { trend } from "../stats/charts.js";
 import { FAILED_STATUSES, counted, failures, loadStats, percent, successRate, total } from "../stats/client.js";
+import { showStats } from "../stats/page.js";
 import { chartSection, failureLink, failureMessage, none, section, tile, titleOf } from "../stats/parts.js";
 import { sortableTable } from "../stats/sortable-table.js";
-import { coverage, coveredTimes, emptyState, errorState, loadingState } from "../stats/states.js";
-import { TimeFilter, currentTimes, urlParameters } from "../stats/time-filter.js";
+import { coveredTimes } from "../stats/states.js";
+import { urlParameters } from "../stats/time-filter.js";
 import { USAGE_COLUMNS } from "../stats/usage-columns.js";
 
 const MAX_WORKFLOWS = 500;
 const MAX_TREND_GROUPS = 2000;
 const SHOWN_WORKFLOWS = 50;
 
-const byId = (id) => document.getElementById(id);
-
-const filter = new TimeFilter(byId("filters"), navigate);
-let loading = null; // AbortController of the requests in progress
-
-function navigate(times) {
-  const target = url("/workflows", urlParameters(times));
-  if (target === location.pathname + location.search) return;
-  history.pushState(null, "", target);
-  load();
+function load(times, bins, signal) {
+  return [
+    loadStats(times, "workflow", { limit: MAX_WORKFLOWS, signal }),
+    loadStats(bins, `workflow,${bins.unit}`, { limit: MAX_TREND_GROUPS, signal }),
+    loadStats(times, "model", { signal }),
+  ];
 }
 
-async function load() {
-  loading?.abort();
-  const { signal } = (loading = new AbortController());
-  const times = currentTimes();
-  const content = byId("stats");
-  filter.show(times);
-  if (content.querySelector(".tiles")) content.classList.add("loading");
-  else replace(content, loadingState());
-  const bins = chooseBins(times, new Date());
-  try {
-    const [workflows, timeline, models] = await Promise.all([
-      loadStats(times, "workflow", { limit: MAX_WORKFLOWS, signal }),
-      loadStats(bins, `workflow,${bins.unit}`, { limit: MAX_TREND_GROUPS, signal }),
-      loadStats(times, "model", { signal }),
-    ]);
-    show(times, bins, { workflows, timeline, models });
-  } catch (error) {
-    if (error.name === "AbortError") return;
-    replace(byId("notices"));
-    byId("coverage").textContent = "";
-    replace(content, errorState(error, { listParameters: times, onRetry: load }));
-  }
-  content.classList.remove("loading");
-}
-
-function show(times, bins, { workflows, timeline, models }) {
-  const { data, meta } = workflows;
-  const notes = [...(meta.partial || [])];
-  if (meta.hasMore) notes.push(`only the ${data.length} workflows with the most runs are shown`);
-  replace(byId("notices"), partialNotice(notes));
-  byId("coverage").textContent = coverage(meta);
-  if (!data.length) {
-    const isAny = !Object.keys(times).length;
-    replace(byId("stats"), emptyState({ onAny: isAny ? null : () => navigate({}) }));
-    announce("No runs");
-    return;
-  }
-  replace(
-    byId("stats"),
-    tiles(total(data), data.length),
+function sections([workflows, timeline, models], times, bins) {
+  return [
+    tiles(total(workflows.data), workflows.data.length),
     spendChart(bins, timeline),
     section("By workflow", workflowTable(times, workflows, trendsOf(bins, timeline))),
     models.data.length > 0 && section("By model", modelTable(models.data)),
-  );
-  announce(counted(data.length, "workflow"));
+  ];
 }
 
 function tiles(sum, workflows) {
@@ -225,9 +182,11 @@ function modelTable(data) {
   return sortableTable({ caption: "Models", columns, rows: data, sortedBy: 1, limit: SHOWN_WORKFLOWS });
 }
 
-byId("refresh").addEventListener("click", load);
-addEventListener("popstate", load);
-shortcut("r", "Refresh", load);
-shortcut("f", "Go to the time filter", () => filter.focus());
-
-load();
+showStats({
+  address: (parameters) => url("/workflows", parameters),
+  list: (times) => times,
+  load,
+  sections,
+  summary: ({ data }) => counted(data.length, "workflow"),
+  notes: ({ data, meta }) => (meta.hasMore ? [`only the ${data.length} workflows with the most runs are shown`] : []),
+});
