@@ -45,9 +45,9 @@ def postgres() -> Iterator[Postgres]:
     server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_postgres() -> Iterator[OwnPostgres]:
-    """A PostgreSQL that the test may stop."""
+    """A PostgreSQL that a test may stop, if it starts it again."""
     server = start_postgres(own=True)
     assert isinstance(server, OwnPostgres)
     yield server
