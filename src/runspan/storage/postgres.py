@@ -26,7 +26,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from runspan.errors import ConfigError, StateUnreachable, StoreError
 from runspan.system import require_posix
 
-TIMEOUT: Final = 3.0
+TIMEOUT: Final = 5.0
 """Seconds for connecting, and for each transaction."""
 RETRY_PAUSE: Final = 1.0
 """Seconds after a failed connection during which nobody tries again."""
