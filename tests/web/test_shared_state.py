@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -270,6 +272,40 @@ def test_connections_that_were_closed_meanwhile_are_replaced(postgres: Postgres)
             ((other,),) = database.execute("SELECT pg_backend_pid()")
             assert other != process
         assert database.failures == 0
+
+
+def test_one_connection_that_hangs_does_not_keep_the_others_out(
+    own_postgres: OwnPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is found out about one, an answer on another shows that the database is there."""
+    from runspan.storage import postgres
+
+    with closing(connect_shared_state(own_postgres.database())) as database:
+        with database.transaction() as execute:
+            execute("SELECT 1")
+            ((process,),) = database.execute("SELECT pg_backend_pid()")
+            os.kill(process, signal.SIGSTOP)
+            try:
+                with monkeypatch.context() as patched:
+                    patched.setattr(postgres, "TIMEOUT", 0.5)
+                    with pytest.raises(StateUnreachable, match=r"no answer within 0\.5 seconds"):
+                        database.execute("SELECT 1")
+            finally:
+                os.kill(process, signal.SIGCONT)
+        for _ in range(20):
+            database.execute("SELECT 1")
+        assert database.failures == 1
+
+
+def test_a_database_that_became_a_standby_is_left(own_postgres: OwnPostgres) -> None:
+    """Its connections are closed, so that the next ones may find the host that takes writes."""
+    with closing(connect_shared_state(own_postgres.database())) as database:
+        ((process,),) = database.execute("SELECT pg_backend_pid()")
+        database.execute("SET default_transaction_read_only = on")
+        with pytest.raises(StateUnreachable, match="read-only"):
+            ApiKeyStore(database).create("a")
+        assert database.execute("SELECT pg_backend_pid()") != [(process,)]
+        ApiKeyStore(database).create("a")
 
 
 class Site(NamedTuple):

@@ -169,10 +169,9 @@ class PostgresDatabase:
             link = self._take_idle() or self._connect()
             try:
                 yield link.connection
+                self._answered()
             except psycopg.Error as error:
-                if link.is_late:
-                    raise self._away(f"no answer within {TIMEOUT:g} seconds") from error
-                raise self._translate(error) from error
+                raise self._translate(error, link) from error
             finally:
                 self._give_back(link)
         finally:
@@ -192,14 +191,17 @@ class PostgresDatabase:
     def _connect(self) -> _Link:
         try:
             link = _Link(psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None))
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             raise self._away(self._text(error)) from error
         with self._lock:
-            changed, self._reason = bool(self._reason), ""
             self._use(link)
-        if changed:
-            logger.warning("%s answers again", self.name)
         return link
+
+    def _answered(self) -> None:
+        """Refuse nobody any more."""
+        if self._reason:
+            self._reason = ""
+            logger.warning("%s answers again", self.name)
 
     def _away(self, reason: str) -> StateUnreachable:
         """Refuse all until the end of the pause, and return the error."""
@@ -249,10 +251,16 @@ class PostgresDatabase:
             for link in late:
                 link.interrupt()
 
-    def _translate(self, error: psycopg.Error) -> StoreError:
+    def _translate(self, error: psycopg.Error, link: _Link) -> StoreError:
+        if link.is_late:
+            return self._away(f"no answer within {TIMEOUT:g} seconds")
         text = self._text(error)
-        if isinstance(error, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction):
+        if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+            link.interrupt()  # it became a standby, and another host may take writes
             return self._unreachable(text)
+        if isinstance(error, psycopg.OperationalError):
+            return self._unreachable(text)
+        self._answered()
         hint = "look at the log of PostgreSQL, and at the rights of the user on the schema"
         return StoreError("PostgreSQL refused a statement", where=self.name, got=text, hint=hint)
 
@@ -267,7 +275,7 @@ class PostgresDatabase:
             retry_after=RETRY_PAUSE,
         )
 
-    def _text(self, error: psycopg.Error) -> str:
+    def _text(self, error: Exception) -> str:
         text = " ".join(str(error).split()) or type(error).__name__
         return (text.replace(self._password, "…") if self._password else text)[:_MAX_TEXT]
 
