@@ -69,7 +69,7 @@ alerts: $(READY_DEV)  ## Write the alert rules from alerts/alerts.yaml.
 	$(BIN)/python -m alerts
 
 lock: $(READY_DEV)  ## Write the newest packages of the image, with their hashes, to deploy/requirements.txt.
-	printf 'setuptools>=77\nsetuptools-rust>=1.10\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --extra server --universal --python-version 3.11 \
+	printf 'setuptools>=77\nsetuptools-rust>=1.10\n' | $(BIN)/uv pip compile --quiet pyproject.toml - --extra server --extra postgres --universal --python-version 3.11 \
 		--upgrade --generate-hashes --no-annotate --custom-compile-command "make lock" -o deploy/requirements.txt
 
 clean:  ## Remove what the others made.

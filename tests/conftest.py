@@ -15,6 +15,7 @@ pytest_plugins = [
     "support.faults",
     "support.preload",
     "support.servers.fixtures",
+    "support.states",
     "support.sync_fixtures",
     "web.pages.browser",
 ]

@@ -23,12 +23,13 @@ EXTRAS = {
     for name, requirements in PROJECT["optional-dependencies"].items()
 }
 SERVER = EXTRAS["server"] - {"runspan[cli]"} | {"werkzeug"}
+POSTGRES = {requirement.partition("[")[0] for requirement in EXTRAS["postgres"]}
 MODULES = sorted(
     ".".join(("runspan", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
     for path in SOURCE.rglob("*.py")
     if path.name != "__main__.py"
 )
-OF_EXTRAS = ("runspan.cli", "runspan.web", "runspan.telemetry.prometheus")
+OF_EXTRAS = ("runspan.cli", "runspan.web", "runspan.telemetry.prometheus", "runspan.storage.postgres")
 CORE = [name for name in MODULES if not name.startswith(OF_EXTRAS)]
 
 
@@ -40,8 +41,8 @@ def python(program: str, without: set[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_extras_everything_but_the_commands_and_the_server_is_there() -> None:
-    absent = EXTRAS["cli"] | SERVER | EXTRAS["objects"]
-    assert {"click", "flask", "pydantic", "rich", "fsspec"} <= absent
+    absent = EXTRAS["cli"] | SERVER | EXTRAS["objects"] | POSTGRES
+    assert {"click", "flask", "pydantic", "rich", "fsspec", "psycopg"} <= absent
     program = f"""
 from importlib import import_module
 for name in {CORE}:
@@ -59,6 +60,13 @@ with runspan.Recorder(endpoint="http://127.0.0.1:9") as recorder:
         ([], EXTRAS["cli"] | SERVER, "the command line", "click", "cli"),
         (["serve"], SERVER, "runspan serve", "flask", "server"),
         (["demo"], SERVER, "runspan demo", "flask", "server"),
+        (
+            ["keys", "list", "--state", "postgresql://db"],
+            POSTGRES,
+            "a shared state in PostgreSQL",
+            "psycopg",
+            "postgres",
+        ),
     ],
 )
 def test_a_command_names_the_extra_that_it_needs(

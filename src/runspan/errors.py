@@ -23,7 +23,8 @@
     │   └── BackendBusy        a temporary error response; carries ``retry_after`` seconds
     ├── ServerBusy             this server has no room for the request; carries ``retry_after`` seconds
     ├── StoreError             a file of runspan's own, such as the embedded store, cannot be opened, read or written
-    │   └── StoreFull          no space is left for it
+    │   ├── StoreFull          no space is left for it
+    │   └── StateUnreachable   the database that servers share does not answer; carries ``retry_after`` seconds
     └── ConfigError            an option, variable or URL is wrong
 """
 
@@ -157,6 +158,13 @@ class StoreFull(StoreError):
     """No space is left for the file."""
 
 
+class StateUnreachable(StoreError):
+    """The database with the keys, sessions and rate limits of several servers does not answer; carries ``retry_after``.
+
+    ``where`` is its address, without a password. ``got`` is what its client library says, which is for the log.
+    """
+
+
 class ConfigError(RunspanError):
     """A command line option, an environment variable or a URL is wrong."""
 
@@ -209,6 +217,7 @@ ERROR_STATUSES: dict[type[RunspanError], ErrorStatus] = {
     BackendRefused: ErrorStatus("BACKEND_REFUSED", 502, 9),
     ServerBusy: ErrorStatus("SERVER_BUSY", 503, 9),
     StoreFull: ErrorStatus("STORE_FULL", 507, 10),
+    StateUnreachable: ErrorStatus("STATE_UNREACHABLE", 503, 10),
     StoreError: ErrorStatus("STORE_ERROR", 503, 10),
     ConfigError: ErrorStatus("CONFIG_ERROR", 500, 2),
     RunspanError: ErrorStatus("INTERNAL_ERROR", 500, 1),

@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from support.cli import generated, runspan, server, write_ndjson
+from support.states import State
 
 
-def made(data: Path, name: str, *args: object) -> tuple[str, str]:
+def made(where: Path | State, name: str, *args: object) -> tuple[str, str]:
     """The secret and the id of a new key."""
-    key = json.loads(runspan("keys", "create", "--data", data, "--name", name, "--json", *args).stdout)
+    options = where.args if isinstance(where, State) else ["--data", where]
+    key = json.loads(runspan("keys", "create", *options, "--name", name, "--json", *args).stdout)
     return key["key"], key["id"]
 
 
@@ -23,38 +25,38 @@ def status(url: str, key: str = "") -> int:
     return httpx.get(f"{url}/api/v1/runs", headers={"x-api-key": key} if key else {}, trust_env=False).status_code
 
 
-def test_a_key_from_its_making_to_its_end(tmp_path: Path) -> None:
+def test_a_key_from_its_making_to_its_end(state: State, tmp_path: Path) -> None:
     """The first key closes an open server; a rotated key is valid beside its successor; a revoked one is not."""
-    with server(tmp_path) as (url, _):
+    with server(tmp_path, *state.args) as (url, _):
         assert status(url) == 200
-        old, old_id = made(tmp_path, "exporter")
+        old, old_id = made(state, "exporter")
         assert (status(url), status(url, "wfk_wrong"), status(url, old)) == (401, 401, 200)
-        rotated = runspan("keys", "rotate", "--data", tmp_path, old_id, "--grace", "1h")
+        rotated = runspan("keys", "rotate", *state.args, old_id, "--grace", "1h")
         new = rotated.stdout.strip()
         assert new != old
         assert (status(url, old), status(url, new)) == (200, 200)
-        assert "is revoked" in runspan("keys", "revoke", "--data", tmp_path, old_id).stderr
+        assert "is revoked" in runspan("keys", "revoke", *state.args, old_id).stderr
         assert (status(url, old), status(url, new)) == (401, 200)
-        gone = runspan("keys", "rotate", "--data", tmp_path, old_id, code=2)
+        gone = runspan("keys", "rotate", *state.args, old_id, code=2)
         assert "expected an active key, got revoked" in gone.stderr
 
 
-def test_revoking_the_last_key_opens_nothing(tmp_path: Path) -> None:
+def test_revoking_the_last_key_opens_nothing(state: State, tmp_path: Path) -> None:
     """A server that ever had a key stays closed."""
-    with server(tmp_path) as (url, _):
-        secret, key_id = made(tmp_path, "only")
+    with server(tmp_path, *state.args) as (url, _):
+        secret, key_id = made(state, "only")
         assert status(url, secret) == 200
-        runspan("keys", "revoke", "--data", tmp_path, key_id)
+        runspan("keys", "revoke", *state.args, key_id)
         assert (status(url), status(url, secret)) == (401, 401)
 
 
-def test_a_rotation_without_grace_ends_the_old_key(tmp_path: Path) -> None:
+def test_a_rotation_without_grace_ends_the_old_key(state: State, tmp_path: Path) -> None:
     """--grace 0m is for a key that leaked."""
-    with server(tmp_path) as (url, _):
-        old, old_id = made(tmp_path, "leaked")
-        new = runspan("keys", "rotate", "--data", tmp_path, old_id, "--grace", "0m", "--json")
+    with server(tmp_path, *state.args) as (url, _):
+        old, old_id = made(state, "leaked")
+        new = runspan("keys", "rotate", *state.args, old_id, "--grace", "0m", "--json")
         assert (status(url, old), status(url, json.loads(new.stdout)["key"])) == (401, 200)
-    lines = runspan("keys", "list", "--data", tmp_path, "--json").stdout.splitlines()
+    lines = runspan("keys", "list", *state.args, "--json").stdout.splitlines()
     assert sorted(json.loads(line)["state"] for line in lines) == ["active", "expired"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -23,8 +24,11 @@ from runspan.model.span import Span
 from runspan.telemetry import INSTRUMENTS
 from runspan.testing import generate
 from runspan.web.metrics import Metrics
+from runspan.web.shared_state import connect_shared_state
+from runspan.web.windows import SharedWindows
 from support import corpus
 from support.cli import SAMPLES
+from support.servers.postgres import Postgres
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text()
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "otel-collector.yaml").read_text())
@@ -53,6 +57,7 @@ ATTRIBUTES = (
 COUNTED = table("## What the Collector counts")
 OWN = table("## Metrics of the Collector itself")
 SERVER = table("## Metrics of runspan itself")
+STATE = table("### The shared state")
 BESIDES = table("## Other metrics in alerts")
 
 
@@ -175,6 +180,15 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
         assert set(re.findall(r"`(\w+)`", named)) == seen
     page = (ROOT / "docs" / "health.md").read_text()
     assert all(f"`{metric.prometheus_name}`" in page for metric in INSTRUMENTS)
+
+
+def test_metrics_of_a_shared_state_are_documented(postgres: Postgres) -> None:
+    """What ``/metrics`` of a server without an embedded store has more if it shares its state."""
+    with closing(connect_shared_state(postgres.database())) as database:
+        families = [list(Metrics(None, windows).registry.collect()) for windows in (None, SharedWindows(database))]
+    alone, sharing = ({family.name: family.type for family in each} for each in families)
+    documented = {name.removesuffix("_total"): row[0] for name, row in STATE.items()}
+    assert documented == {name: kind for name, kind in sharing.items() if name not in alone}
 
 
 def test_every_metric_that_is_asked_for_is_documented() -> None:

@@ -1,4 +1,4 @@
-"""Keys, tenants, permissions and rate limits, on a real server and with other processes at the key file."""
+"""Keys, tenants, permissions and rate limits, on a real server and with other processes at the same keys."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 import logging
 import os
 import re
-import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from runspan import web
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.copies import copy_for_caller
 from runspan.errors import BackendUnreachable, ConfigError, NotFound, RateLimited, StoreError
@@ -29,6 +29,8 @@ from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
 from runspan.web.auth import RateLimiter
 from runspan.web.config import WebConfig
+from runspan.web.windows import Change, LocalWindows, SharedWindows
+from support.states import State
 from support.web import JSON, PROTOBUF, document, error_of, otlp, serving, spans_of
 
 SECOND = 1_000_000_000
@@ -50,10 +52,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def keys(tmp_path: Path, clock: Clock) -> Iterator[ApiKeyStore]:
-    opened = ApiKeyStore(tmp_path / "keys.sqlite3", clock=clock)
-    yield opened
-    opened.close()
+def keys(state: State, clock: Clock) -> ApiKeyStore:
+    return state.keys(clock)
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 
 @pytest.fixture
-def client(store: SqliteStore, keys: ApiKeyStore) -> Iterator[httpx.Client]:
-    with serving(create_app(store, store, keys=keys)) as client:
+def client(store: SqliteStore, state: State, keys: ApiKeyStore) -> Iterator[httpx.Client]:
+    with serving(create_app(store, store, keys=keys, windows=state.windows())) as client:
         yield client
 
 
@@ -79,11 +79,14 @@ def push(client: httpx.Client, secret: str, run_id: str = "run_1") -> httpx.Resp
 # The key store
 
 
-def test_a_key_has_the_documented_form_and_only_its_digest_is_stored(keys: ApiKeyStore, tmp_path: Path) -> None:
-    """wfk_ and 32 letters or digits; neither the file nor its log holds them."""
+def test_a_key_has_the_documented_form_and_only_its_digest_is_stored(
+    state: State, keys: ApiKeyStore, tmp_path: Path
+) -> None:
+    """wfk_ and 32 letters or digits; neither the table, nor the file and its log, hold them."""
     secret, key = keys.create("ci", tenant="acme", permissions=["runs:read"])
     assert re.fullmatch("wfk_[A-Za-z0-9]{32}", secret)
     assert secret not in repr(key)
+    assert secret not in repr(state.execute("SELECT * FROM keys"))
     for file in tmp_path.glob("keys.sqlite3*"):
         assert secret.encode() not in file.read_bytes()
     assert keys.find(secret) == key
@@ -103,8 +106,9 @@ def test_other_text_is_not_a_key(keys: ApiKeyStore, secret: str) -> None:
     assert keys.find(secret) is None
 
 
-def test_the_file_is_for_its_owner_only(keys: ApiKeyStore, tmp_path: Path) -> None:
+def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     """Other users cannot read digests and tenants."""
+    ApiKeyStore(tmp_path / "keys.sqlite3").close()
     assert stat.S_IMODE(os.stat(tmp_path / "keys.sqlite3").st_mode) == 0o600
 
 
@@ -172,15 +176,16 @@ def test_a_file_that_is_not_a_key_store_is_refused(tmp_path: Path) -> None:
         ApiKeyStore(tmp_path / "missing" / "keys.sqlite3")
 
 
-def test_processes_write_at_once_and_lose_nothing(keys: ApiKeyStore, tmp_path: Path) -> None:
+def test_processes_write_at_once_and_lose_nothing(state: State, keys: ApiKeyStore) -> None:
     """Four processes make ten keys each while this one reads."""
     script = (
-        "import sys\nfrom runspan.web.api_keys import ApiKeyStore\nkeys = ApiKeyStore(sys.argv[1])\n"
+        "import sys\nfrom runspan.web.api_keys import ApiKeyStore\n"
+        "from runspan.web.shared_state import connect_shared_state\nwhere = sys.argv[1]\n"
+        "keys = ApiKeyStore(connect_shared_state(where) if where.startswith('postgresql:') else where)\n"
         "[keys.create(sys.argv[2]) for _ in range(10)]\nkeys.close()"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "keys.sqlite3"), f"p{number}"])
-        for number in range(4)
+        subprocess.Popen([sys.executable, "-c", script, str(state.location), f"p{number}"]) for number in range(4)
     ]
     while any(process.poll() is None for process in processes):
         keys.list()
@@ -201,15 +206,14 @@ def test_without_any_key_the_server_is_open(client: httpx.Client, keys: ApiKeySt
     error_of(list_runs(client, ""), 401, "UNAUTHORIZED")
 
 
-def test_a_key_made_by_another_process_counts_at_once(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
+def test_a_key_made_by_another_process_counts_at_once(client: httpx.Client, keys: ApiKeyStore, state: State) -> None:
     """And so does its revocation."""
     keys.create("first")
-    other = ApiKeyStore(tmp_path / "keys.sqlite3", clock=Clock())
+    other = state.keys(Clock())
     secret, key = other.create("second")
     assert list_runs(client, secret).status_code == 200
     other.revoke(key.id)
     error_of(list_runs(client, secret), 401, "UNAUTHORIZED")
-    other.close()
 
 
 def test_a_key_may_come_as_a_bearer_token(client: httpx.Client, keys: ApiKeyStore) -> None:
@@ -316,71 +320,104 @@ def test_spans_of_another_tenant_are_rejected(client: httpx.Client, keys: ApiKey
     assert [item["id"] for item in list_runs(client, acme).json()["data"]] == ["ours"]
 
 
-def test_a_key_that_was_found_is_looked_up_again_after_any_change(tmp_path: Path) -> None:
+def test_a_key_that_was_found_is_looked_up_again_after_any_change(state: State) -> None:
     """Also after one by another process, which has a connection of its own; and however many keys are in use."""
     now = 0
-    path = tmp_path / "keys.sqlite3"
-    with (
-        closing(ApiKeyStore(path, clock=lambda: now)) as server,
-        closing(ApiKeyStore(path, clock=lambda: now)) as other,
-    ):
-        (first, key), (second, old), (third, _) = (other.create(name) for name in "abc")
-        found = [server.find(secret) for secret in (first, second, third) for _ in range(2)]
-        assert all(found)
-        other.revoke(key.id)
-        assert server.find(first) is None
-        replacement, _ = other.rotate(old.id, grace=10)
-        assert server.find(second) is not None
-        now = 10
-        assert server.find(second) is None
-        new = server.find(replacement)
-        assert new is not None
-        server.revoke(new.id)
-        assert server.find(replacement) is None
-        assert server.find(third) is not None
+    server, other = (state.keys(lambda: now) for _ in range(2))
+    (first, key), (second, old), (third, _) = (other.create(name) for name in "abc")
+    found = [server.find(secret) for secret in (first, second, third) for _ in range(2)]
+    assert all(found)
+    other.revoke(key.id)
+    assert server.find(first) is None
+    replacement, _ = other.rotate(old.id, grace=10)
+    assert server.find(second) is not None
+    now = 10
+    assert server.find(second) is None
+    new = server.find(replacement)
+    assert new is not None
+    server.revoke(new.id)
+    assert server.find(replacement) is None
+    assert server.find(third) is not None
 
 
-def test_the_window_of_a_limit_moves() -> None:
+class SetWindows:
+    """The windows of a state, at the second that the test sets."""
+
+    def __init__(self, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._now = 0.0
+        self._windows = SharedWindows(state.database()) if state.is_shared else LocalWindows(lambda: self._now)
+
+    def set(self, now: float) -> None:
+        self._now = now
+        self._monkeypatch.setattr(web.windows, "_NOW", f"{now}::float8")
+
+    def change(self, client: str, change: Change) -> int:
+        return self._windows.change(client, change)
+
+
+@pytest.fixture
+def windows(state: State, monkeypatch: pytest.MonkeyPatch) -> SetWindows:
+    return SetWindows(state, monkeypatch)
+
+
+def test_the_window_of_a_limit_moves(windows: SetWindows) -> None:
     """Each request counts for a minute. One that was refused does not count."""
-    now = 0.0
-    limiter = RateLimiter(2, clock=lambda: now)
+    limiter = RateLimiter("reads", 2, windows)
+    windows.set(1000.0)
     limiter.check("client")
-    now = 30.0
+    windows.set(1030.0)
     limiter.check("client")
-    for now, wait in ((30.0, 30), (59.5, 1)):  # noqa: B007  # read by the limiter
+    for now, wait in ((1030.0, 30), (1059.5, 1)):
+        windows.set(now)
         with pytest.raises(RateLimited) as limited:
             limiter.check("client")
         assert limited.value.retry_after == limiter.retry_after("client") == wait
     limiter.check("other")
-    now = 60.0
+    RateLimiter("writes", 2, windows).check("client")
+    windows.set(1060.0)
     limiter.check("client")
     with pytest.raises(RateLimited) as limited:
         limiter.check("client")
     assert limited.value.retry_after == 30
 
 
+def test_requests_of_one_second_are_one_number_and_none_is_let_through(windows: SetWindows) -> None:
+    """However many they are, a client takes little memory; and in no minute there are more than allowed."""
+    limiter = RateLimiter("reads", 100, windows)
+    allowed: list[float] = []
+    sizes: list[int] = []
+    for tick in range(800):
+        now = 1000 + tick / 10
+        windows.set(now)
+        with suppress(RateLimited):
+            limiter.check("client")
+            allowed.append(now)
+    for now in allowed:
+        assert sum(now - 60 < other <= now for other in allowed) <= 100
+    assert len(allowed) >= 150
+    windows.change("reads client", lambda window, _: sizes.append(len(window)) or 0)
+    assert sizes[0] <= 62
+
+
 def test_clients_that_are_gone_take_no_memory() -> None:
     """A limiter by address sees any number of them."""
     now = 0.0
-    limiter = RateLimiter(2, clock=lambda: now)
+    windows = LocalWindows(lambda: now)
+    limiter = RateLimiter("reads", 2, windows)
     for number in range(10_000):
         limiter.check(str(number))
     now = 61.0
-    before = asizeof(limiter)
     limiter.check("new")
-    assert asizeof(limiter) < before / 100
+    assert len(windows._windows) == 1
 
 
-def asizeof(limiter: RateLimiter) -> int:
-    return sum(sys.getsizeof(times) for times in limiter._times.values())
-
-
-def test_reads_and_writes_have_separate_limits_per_key(store: SqliteStore, keys: ApiKeyStore) -> None:
+def test_reads_and_writes_have_separate_limits_per_key(store: SqliteStore, state: State, keys: ApiKeyStore) -> None:
     """429 with Retry-After once a key has reached its limit; other keys and the other kind are not affected."""
     first, _ = keys.create("a")
     second, _ = keys.create("b")
     config = WebConfig(reads_per_minute=3, writes_per_minute=2)
-    with serving(create_app(store, store, keys=keys, config=config)) as client:
+    with serving(create_app(store, store, keys=keys, config=config, windows=state.windows())) as client:
         assert [list_runs(client, first).status_code for _ in range(4)] == [200, 200, 200, 429]
         response = list_runs(client, first)
         error_of(response, 429, "RATE_LIMITED")
@@ -392,13 +429,16 @@ def test_reads_and_writes_have_separate_limits_per_key(store: SqliteStore, keys:
         assert statuses == [200] * 5
 
 
-def test_spans_and_open_servers_can_be_limited(store: SqliteStore, keys: ApiKeyStore) -> None:
+def test_spans_and_open_servers_can_be_limited(store: SqliteStore, state: State, keys: ApiKeyStore) -> None:
     """/v1/traces has a limit of its own, and without keys the address counts."""
-    with serving(create_app(store, store, config=WebConfig(open_reads_per_minute=1))) as client:
+    windows = state.windows()
+    config = WebConfig(open_reads_per_minute=1)
+    with serving(create_app(store, store, config=config, windows=windows)) as client:
         assert [list_runs(client, "").status_code for _ in range(2)] == [200, 429]
         assert push(client, "").status_code == 201
     secret, _ = keys.create("a")
-    with serving(create_app(store, store, keys=keys, config=WebConfig(traces_per_minute=1))) as client:
+    config = WebConfig(traces_per_minute=1)
+    with serving(create_app(store, store, keys=keys, config=config, windows=windows)) as client:
         headers = PROTOBUF | {"x-api-key": secret}
         responses = [client.post("/v1/traces", headers=headers) for _ in range(2)]
         assert [response.status_code for response in responses] == [200, 429]
@@ -457,11 +497,9 @@ def test_readiness_names_the_backend_to_callers_who_may_read(
     assert "jaeger.internal" in error_of(shown, 503, "BACKEND_UNREACHABLE")["message"]
 
 
-def test_a_damaged_key_file_denies_access(client: httpx.Client, keys: ApiKeyStore, tmp_path: Path) -> None:
+def test_damaged_keys_deny_access(client: httpx.Client, keys: ApiKeyStore, state: State) -> None:
     """If the keys cannot be read, every request fails."""
     keys.create("a")
-    with sqlite3.connect(tmp_path / "keys.sqlite3") as other:
-        other.execute("DROP TABLE keys")
-    other.close()
+    state.execute("DROP TABLE keys")
     error_of(list_runs(client, "wfk_" + "x" * 32), 503, "STORE_ERROR")
     error_of(list_runs(client, ""), 503, "STORE_ERROR")

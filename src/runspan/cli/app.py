@@ -45,7 +45,11 @@ _COMMANDS: Final = {
     "demo": ("demo", "demo", "Send sample runs through a server, and compare what comes back."),
     "export": ("export", "export", "Send run documents as traces."),
     "get": ("query", "get", "Print one run document, exactly."),
-    "keys": ("keys", "keys", "Manage the API keys of a server, which are kept hashed in its data directory."),
+    "keys": (
+        "keys",
+        "keys",
+        "Manage the API keys of a server, which are kept hashed in its data directory, or in the database of --state.",
+    ),
     "list": ("query", "list_runs", "List runs, newest first or by another order."),
     "resolve": ("resolve", "resolve_run", "End a run whose engine died, so that it is stuck no more."),
     "restore": ("backup", "restore", "Put a backup into a data directory."),

@@ -15,8 +15,8 @@ from runspan.backends.sqlite.backup import BackupReport, OnProgress, restore_bac
 from runspan.cli import options
 from runspan.cli.app import handle_signals
 from runspan.cli.check import require_store
-from runspan.cli.keys import KEYS_FILE
 from runspan.cli.output import escape_control, print_hint, progress_display
+from runspan.cli.state import KEYS_FILE
 from runspan.delivery.report import plural
 
 _overwrite = options.option(

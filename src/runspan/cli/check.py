@@ -22,8 +22,8 @@ from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.backends.sqlite.wal import set_log_aside
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
-from runspan.cli.keys import KEYS_FILE
 from runspan.cli.output import ProgressDisplay, escape_control, print_error, print_hint, progress_display
+from runspan.cli.state import KEYS_FILE
 from runspan.delivery.report import plural
 from runspan.errors import ConfigError, RunspanError, StoreError
 from runspan.storage.data_directory import INDEX_FILE, SESSIONS_FILE, exclusive_use

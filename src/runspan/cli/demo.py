@@ -16,8 +16,8 @@ import httpx
 from runspan.backends.sqlite import SqliteStore
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals
-from runspan.cli.keys import create_key_store
 from runspan.cli.output import escape_control
+from runspan.cli.state import create_key_store
 from runspan.delivery import connect, exporter_config
 from runspan.errors import ConfigError
 from runspan.export import export

@@ -447,22 +447,25 @@ receiver = grouped(
 ``export_concurrency``."""
 
 
+def read_secret(file: Path, what: str, flag: str) -> str:
+    """Return the text of a file that an option names. Errors say where it is, never what it is."""
+    try:
+        return file.read_text("utf-8", "replace").strip()
+    except OSError as error:
+        raise ConfigError(
+            where=str(file),
+            expected=f"a file with {what}",
+            got=error.strerror or str(error),
+            hint=f"check {flag} and {_variable(flag)}",
+        ) from None
+
+
 def read_api_key(file: Path | None, *, variable: str = "RUNSPAN_API_KEY", flag: str = "--api-key-file") -> str | None:
     """Return the key in the file, else in the variable. Errors say where the key is, never what it is."""
-    where, text = variable, os.environ.get(variable, "")
+    where, key = variable, os.environ.get(variable, "").strip()
     if file is not None:
-        where = str(file)
-        try:
-            text = file.read_text("utf-8", "replace")
-        except OSError as error:
-            raise ConfigError(
-                where=where,
-                expected="a file with an API key",
-                got=error.strerror or str(error),
-                hint=f"check {flag} and {_variable(flag)}",
-            ) from None
-    key = text.strip()
-    if not key and file is None:
+        where, key = str(file), read_secret(file, "an API key", flag)
+    elif not key:
         return None
     if not _API_KEY.fullmatch(key):
         got = "other characters" if key else "an empty file"

@@ -24,9 +24,9 @@ from runspan.backends.sqlite.reserve import Reserve
 from runspan.backends.sqlite.schema import FILE_NAME
 from runspan.cli import options
 from runspan.cli.app import handle_signals
-from runspan.cli.keys import create_key_store
 from runspan.cli.output import background
 from runspan.cli.server_log import log_to_stderr
+from runspan.cli.state import StateOptions, create_key_store, state
 from runspan.errors import ConfigError, RunspanError
 from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.system import allow_open_files, share_heaps
@@ -37,6 +37,7 @@ from runspan.web.config import MIB, WebConfig
 from runspan.web.limits import ServerLimits
 from runspan.web.server import WebServer
 from runspan.web.sessions import SessionStore
+from runspan.web.windows import SharedWindows
 
 _EXPIRE_EVERY: Final = 3600.0
 _LIMITS: Final = Limits()
@@ -54,14 +55,14 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
 
 
 @click.command()
-@options.data
+@state
 @options.option(
     "--backend",
     "backend_url",
     metavar="URL",
     show_default="sqlite: of --data",
-    help="Backend to serve: sqlite:DIR or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. The API "
-    "keys stay in --data.",
+    help="Backend to serve: sqlite:DIR or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. "
+    "Servers of one Tempo or Jaeger share their API keys with --state.",
 )
 @options.option(
     "--host",
@@ -264,7 +265,7 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
 @options.grouped("config", WebConfig)
 def serve(
     config: WebConfig,
-    data: str,
+    state: StateOptions,
     backend_url: str | None,
     host: str,
     port: int,
@@ -296,6 +297,8 @@ def serve(
 
     With Tempo or Jaeger the server only reads: POST returns 501, and runs are sent to the backend's own OTLP receiver.
     RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and others configure the login there.
+    Any number of such servers may stand behind a balancer: with --state they share keys, logins and limits in
+    PostgreSQL, and need no disk.
 
     Without API keys the server is open to everybody on this machine and listens on loopback only. It then accepts no
     Host but localhost, loopback addresses and --allow-host, so that no web page reaches runs through a browser.
@@ -309,7 +312,9 @@ def serve(
       runspan serve --data ./data
       runspan serve --data ./data --retention 90 --host 0.0.0.0
       runspan serve --backend tempo+http://127.0.0.1:3200 --grafana-url http://127.0.0.1:3000
+      runspan serve --backend tempo+http://tempo:3200 --state postgresql://runspan@db/runspan
     """
+    data = state.data
     url = backend_url or f"sqlite:{data}"
     if options.backend_kind(url) == "rest":
         raise ConfigError(
@@ -327,11 +332,16 @@ def serve(
         stack.enter_context(log_to_stderr())
         if options.backend_kind(url) == "sqlite":  # on a full disk the keys and the sessions need room too
             Reserve(Path(url.partition(":")[2], FILE_NAME)).release_if_nearly_full()
-        keys = stack.enter_context(closing(create_key_store(data)))
-        sessions_file = Path(data, SESSIONS_FILE)
-        sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
+        database = state.connect()
+        if database is not None:
+            stack.enter_context(closing(database))
+        keys = stack.enter_context(closing(create_key_store(data) if database is None else ApiKeyStore(database)))
+        sessions = stack.enter_context(
+            closing(SessionStore(database or Path(data, SESSIONS_FILE), keys, lifetime=session_lifetime))
+        )
         if keys.unused and not is_loopback(host):
-            create = shlex.join(("runspan", "keys", "create", "--data", data, "--name", "NAME"))
+            where = ("--data", data) if database is None else ()
+            create = shlex.join(("runspan", "keys", "create", *where, "--name", "NAME"))
             raise ConfigError(
                 "refusing to listen beyond this machine without API keys",
                 where=f"--host {host!r}",
@@ -360,7 +370,14 @@ def serve(
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
         server = WebServer(
-            create_app(reader, store, config=config, keys=keys, sessions=sessions),
+            create_app(
+                reader,
+                store,
+                config=config,
+                keys=keys,
+                sessions=sessions,
+                windows=None if database is None else SharedWindows(database),
+            ),
             host=host,
             port=port,
             limits=limits,
@@ -374,6 +391,8 @@ def serve(
         gc.set_threshold(_GC_OBJECTS, 10, 10)
         with handle_signals(partial(_stop, server), repeat=True):
             _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
+            if database is not None:
+                click.echo(f"  state:  {database.name}", err=True)
             server.run()
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)

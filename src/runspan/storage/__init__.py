@@ -1,1 +1,1 @@
-"""Opening SQLite files, and the tables that several of them have."""
+"""Databases: SQLite files, PostgreSQL, and the tables that several of them have."""

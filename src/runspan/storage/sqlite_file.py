@@ -128,7 +128,7 @@ def open_database(
 
 
 class SharedDatabase:
-    """A file whose statements any thread executes, one at a time, each in a transaction of its own."""
+    """A ``Database`` in an SQLite file, or in memory. Its statements are executed one at a time."""
 
     def __init__(self, path: Path | str | None, schema: Schema) -> None:
         """``path``: None opens a database in memory."""
@@ -137,10 +137,15 @@ class SharedDatabase:
         self._lock = threading.Lock()
         self._connection = open_database(path, schema)
 
-    def _execute(self, statement: str, *values: object) -> list[Any]:
-        """Return the rows of a statement."""
+    def execute(self, statement: str, *values: object) -> list[Any]:
+        """See ``Database``."""
         with self._lock, translate_errors(self._path, self._hints):
             return self._connection.execute(statement, values).fetchall()
+
+    def version(self) -> int | None:
+        """See ``Database``. SQLite finds it in shared memory."""
+        with self._lock, translate_errors(self._path, self._hints):
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
 
     def close(self) -> None:
         """Close the file. Idempotent."""

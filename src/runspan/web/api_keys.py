@@ -1,9 +1,8 @@
-"""``ApiKeyStore``: API keys in an SQLite file that the server and the command line use at once.
+"""``ApiKeyStore``: API keys in a database that servers and the command line use at once.
 
 A key has about 190 random bits, so it cannot be guessed, and a single SHA-256 of it is stored: slow hashes protect
-passwords that people choose. A server keeps the keys that it found until the file changes, which it asks SQLite at each
-request, so that a change by another process counts at once. SQLite keeps the file consistent over crashes and
-concurrent writers.
+passwords that people choose. A change by another process counts at once: over an SQLite file a server keeps the keys
+that it found until the file changes, which it asks SQLite at each request; over PostgreSQL it keeps none.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import string
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from runspan.errors import ConfigError, NotFound
 from runspan.storage.data_directory import KEYS_LOCK, DirectoryUse
-from runspan.storage.sqlite_file import Schema, SharedDatabase, translate_errors
+from runspan.storage.database import Database
+from runspan.storage.sqlite_file import Schema, SharedDatabase
 
 RUNS_READ = "runs:read"
 RUNS_WRITE = "runs:write"
@@ -66,23 +67,37 @@ class ApiKey:
         return "expired" if self.expires is not None and self.expires <= now else "active"
 
 
-class ApiKeyStore(SharedDatabase):
-    """The keys of one file. Thread-safe, and safe to use from several processes at once."""
+class _KeysFile(SharedDatabase):
+    """The file of a data directory, which no restore replaces while it is open."""
 
-    def __init__(self, path: Path | str, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(self, path: Path) -> None:
         with ExitStack() as stack:
-            self._use = stack.enter_context(closing(DirectoryUse(Path(path).parent, KEYS_LOCK)))
+            self._use = stack.enter_context(closing(DirectoryUse(path.parent, KEYS_LOCK)))
             super().__init__(path, _SCHEMA)
             stack.pop_all()
+
+    def close(self) -> None:
+        super().close()
+        self._use.close()
+
+
+class ApiKeyStore:
+    """The keys of one database. Thread-safe, and safe to use from several processes at once."""
+
+    def __init__(self, database: Database | Path | str, *, clock: Callable[[], int] = time.time_ns) -> None:
+        """Use the keys of a database, or open those of a file, until ``close``."""
+        if isinstance(database, Path | str):
+            database = _KeysFile(Path(database))
+        self._database: Database = database
         self._clock = clock
+        self._lock = threading.Lock()
         self._found: dict[bytes, ApiKey] = {}
-        """By digest: keys in the file as of ``_version``."""
+        """By digest: keys in the database as of ``_version``."""
         self._version = -1
 
     def close(self) -> None:
-        """Close the file. Idempotent."""
-        super().close()
-        self._use.close()
+        """Close the database. Idempotent."""
+        self._database.close()
 
     def create(
         self,
@@ -102,7 +117,7 @@ class ApiKeyStore(SharedDatabase):
             )
         secret = PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(32))
         key = ApiKey(secrets.token_hex(4), name, tenant, granted, self._clock(), expires)
-        self._execute(
+        self._database.execute(
             "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, NULL)",
             key.id,
             secret_digest(secret),
@@ -117,7 +132,7 @@ class ApiKeyStore(SharedDatabase):
     def find_damage(self) -> Sequence[str]:
         """Return the keys that are not as they were written, by their ids, one line each."""
         found = []
-        for key_id, digest, permissions in self._execute("SELECT id, sha256, permissions FROM keys"):
+        for key_id, digest, permissions in self._database.execute("SELECT id, sha256, permissions FROM keys"):
             is_sound = re.fullmatch("[0-9a-f]{8}", str(key_id)) and isinstance(digest, bytes) and len(digest) == 32
             if not is_sound or not set(str(permissions).split()) <= set(PERMISSIONS):
                 found.append(f"key {key_id}: it is not as it was written")
@@ -146,32 +161,18 @@ class ApiKeyStore(SharedDatabase):
         expires = None if old.expires is None else now + (old.expires - old.created)
         secret, key = self.create(old.name, tenant=old.tenant, permissions=old.permissions, expires=expires)
         last = now + max(grace, 0)
-        self._write("UPDATE keys SET expires = min(coalesce(expires, ?), ?) WHERE id = ?", last, last, key_id)
+        self._write("UPDATE keys SET expires = ? WHERE id = ? AND (expires IS NULL OR expires > ?)", last, key_id, last)
         return secret, key
 
     def find(self, secret: str) -> ApiKey | None:
         """Return the active key of this secret, or None. The lookup is by a digest, which a caller cannot choose."""
-        digest = secret_digest(secret)
-        with self._lock, translate_errors(self._path, self._hints):
-            # It grows with each commit of another connection; ``_write`` forgets what this one changes.
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-            if version != self._version:
-                self._found.clear()
-                self._version = version
-            key = self._found.get(digest)
-            if key is None:
-                row = self._connection.execute(_SELECT + "WHERE sha256 = ?", (digest,)).fetchone()
-                if row is None:
-                    return None
-                if len(self._found) >= _MAX_FOUND:
-                    self._found.clear()
-                key = self._found[digest] = _from_row(*row)
-        return key if key.state(self._clock()) == "active" else None
+        key = self._find(secret_digest(secret))
+        return key if key is not None and key.state(self._clock()) == "active" else None
 
     @property
     def unused(self) -> bool:
         """Whether no key was ever created. Revoked and expired keys count: revoking the last one opens nothing."""
-        return not self._execute("SELECT 1 FROM keys LIMIT 1")
+        return not self._database.execute("SELECT 1 FROM keys LIMIT 1")
 
     def get(self, key_id: str) -> ApiKey:
         """Return the key with this id, whatever its state. Raises NotFound."""
@@ -179,13 +180,30 @@ class ApiKeyStore(SharedDatabase):
             return key
         raise NotFound("no such key", where=f"key {key_id}", hint="`runspan keys list` shows the ids")
 
+    def _find(self, digest: bytes) -> ApiKey | None:
+        version = self._database.version()
+        if version is None:
+            return next(iter(self._select("WHERE sha256 = ?", digest)), None)
+        with self._lock:
+            if version != self._version:  # by another process; ``_write`` forgets what this one changes
+                self._found.clear()
+                self._version = version
+            key = self._found.get(digest)
+            if key is None:
+                key = next(iter(self._select("WHERE sha256 = ?", digest)), None)
+                if key is not None:
+                    if len(self._found) >= _MAX_FOUND:
+                        self._found.clear()
+                    self._found[digest] = key
+            return key
+
     def _write(self, statement: str, *values: object) -> None:
-        self._execute(statement, *values)
+        self._database.execute(statement, *values)
         with self._lock:
             self._found.clear()
 
     def _select(self, clause: str, *values: object) -> Sequence[ApiKey]:
-        return [_from_row(*row) for row in self._execute(_SELECT + clause, *values)]
+        return [_from_row(*row) for row in self._database.execute(_SELECT + clause, *values)]
 
 
 def _from_row(key_id: str, name: str, tenant: str, permissions: str, *times: int | None) -> ApiKey:

@@ -30,6 +30,7 @@ from runspan.web.pages.views import login, pages
 from runspan.web.request import AppContext, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionStore
+from runspan.web.windows import Windows
 
 logger = logging.getLogger("runspan.web")
 
@@ -43,6 +44,7 @@ def create_app(
     config: WebConfig | None = None,
     keys: ApiKeyStore | None = None,
     sessions: SessionStore | None = None,
+    windows: Windows | None = None,
     clock: Callable[[], int] = time.time_ns,
 ) -> Flask:
     """Return the application over a backend.
@@ -52,12 +54,13 @@ def create_app(
     - ``keys`` are the API keys. Without them, or while none was ever created, anyone may use the application who
       reaches it by a name of loopback or of ``config.allowed_hosts``.
     - ``sessions`` are the logins of browsers. By default they last as long as the application.
+    - ``windows`` count requests for rate limits. By default they do in memory, for this application alone.
     - ``clock`` returns the current time in nanoseconds since 1970.
 
     ``app.extensions["runspan"]`` is the ``AppContext``, for further routes.
     """
     config = config or WebConfig()
-    context = AppContext(reader, writer, config, keys, sessions, clock)
+    context = AppContext(reader, writer, config, keys, sessions, windows, clock)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
-from threading import Lock
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -23,11 +20,13 @@ from runspan.web.api_keys import RUNS_READ, RUNS_WRITE, ApiKeyStore
 from runspan.web.config import WebConfig
 from runspan.web.limits import ADMISSION, Admission
 from runspan.web.sessions import SessionCookie
+from runspan.web.windows import MINUTE, Window, Windows
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-_MINUTE: Final = 60.0
+_BUCKET: Final = 1.0
+"""Seconds whose requests are counted as one number, so that a client takes as little memory as a minute has seconds."""
 TRACES_LIMIT: Final = "traces"
 """The rate limit of ``/v1/traces``; see ``WebConfig.traces_per_minute``. Other requests count by permission."""
 
@@ -43,62 +42,59 @@ class Principal:
 
 
 class RateLimiter:
-    """A limit of requests per minute and client over a moving window, in memory. 0 means no limit. Thread-safe.
+    """A limit of requests per minute and client over a moving window. 0 means no limit. Thread-safe.
 
-    clock: Seconds of a clock that nobody sets.
+    name: Tells the limits apart that are counted in the same ``windows``.
     """
 
-    def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, per_minute: int, windows: Windows) -> None:
+        self._name = name
         self._limit = per_minute
-        self._clock = clock
-        self._lock = Lock()
-        self._times: dict[str, deque[float]] = {}
-        """By client: the times of its requests in the last minute, oldest first."""
-        self._next_sweep = 0.0
+        self._windows = windows
 
     def check(self, client: str) -> None:
         """Count a request. Raises RateLimited, and counts nothing, if the client has reached the limit."""
-        if not self._limit:
-            return
-        with self._lock:
-            now = self._clock()
-            times = self._recent(client, now)
-            if len(times) < self._limit:
-                times.append(now)
-                return
-            wait = _wait(times, now)
-        raise RateLimited(
-            f"more than {self._limit} requests a minute",
-            retry_after=wait,
-            hint="retry after the seconds in Retry-After",
-        )
+        wait = self._change(client, _count)
+        if wait:
+            raise RateLimited(
+                f"more than {self._limit} requests a minute",
+                retry_after=wait,
+                hint="retry after the seconds in Retry-After",
+            )
 
     def record(self, client: str) -> None:
-        """Count an event without enforcing the limit; see ``retry_after``."""
-        if self.retry_after(client) == 0:
-            self.check(client)
+        """Count an event, unless the client has reached the limit."""
+        self._change(client, _count)
 
     def retry_after(self, client: str) -> int:
         """Return the seconds that the client has to wait, or 0 if it has not reached the limit. Counts nothing."""
+        return self._change(client, _wait)
+
+    def _change(self, client: str, change: Callable[[int, Window, float], int]) -> int:
         if not self._limit:
             return 0
-        with self._lock:
-            now = self._clock()
-            times = self._recent(client, now)
-            return 0 if len(times) < self._limit else _wait(times, now)
-
-    def _recent(self, client: str, now: float) -> deque[float]:
-        if now >= self._next_sweep:
-            self._next_sweep = now + _MINUTE
-            self._times = {name: times for name, times in self._times.items() if times and times[-1] > now - _MINUTE}
-        times = self._times.setdefault(client, deque())
-        while times and times[0] <= now - _MINUTE:
-            times.popleft()
-        return times
+        return self._windows.change(f"{self._name} {client}", partial(change, self._limit))
 
 
-def _wait(times: deque[float], now: float) -> int:
-    return max(1, math.ceil(times[0] + _MINUTE - now))
+def _count(limit: int, window: Window, now: float) -> int:
+    """Count a request now, and return 0, or return the seconds to wait if the window has reached the limit."""
+    wait = _wait(limit, window, now)
+    if wait:
+        return wait
+    if window and now < window[-1][0] + _BUCKET:
+        first, _, count = window[-1]
+        window[-1] = first, now, count + 1
+    else:
+        window.append((now, now, 1))
+    return 0
+
+
+def _wait(limit: int, window: Window, now: float) -> int:
+    while window and window[0][1] <= now - MINUTE:
+        del window[0]
+    if sum(count for _, _, count in window) < limit:
+        return 0
+    return max(1, math.ceil(window[0][1] + MINUTE - now))
 
 
 class Authenticator:
@@ -113,20 +109,21 @@ class Authenticator:
         api_keys: ApiKeyStore | None,
         config: WebConfig,
         origin_guard: OriginGuard,
+        windows: Windows,
         session_cookie: SessionCookie | None = None,
     ) -> None:
         self._api_keys = api_keys
         self._session_cookie = session_cookie
         self._origin_guard = origin_guard
         self._key_limiters = {
-            RUNS_READ: RateLimiter(config.reads_per_minute),
-            RUNS_WRITE: RateLimiter(config.writes_per_minute),
-            TRACES_LIMIT: RateLimiter(config.traces_per_minute),
+            RUNS_READ: RateLimiter("key reads", config.reads_per_minute, windows),
+            RUNS_WRITE: RateLimiter("key writes", config.writes_per_minute, windows),
+            TRACES_LIMIT: RateLimiter("key traces", config.traces_per_minute, windows),
         }
         self._address_limiters = {
-            RUNS_READ: RateLimiter(config.open_reads_per_minute),
-            RUNS_WRITE: RateLimiter(config.open_writes_per_minute),
-            TRACES_LIMIT: RateLimiter(0),
+            RUNS_READ: RateLimiter("address reads", config.open_reads_per_minute, windows),
+            RUNS_WRITE: RateLimiter("address writes", config.open_writes_per_minute, windows),
+            TRACES_LIMIT: RateLimiter("address traces", 0, windows),
         }
 
     def authorize(self, environ: WSGIEnvironment, permission: str, rate_limit: str = "") -> Principal:

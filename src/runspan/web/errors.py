@@ -117,6 +117,7 @@ def _on_runspan_error(error: errors.RunspanError) -> Response:
     code, status, _ = errors.error_status(error)
     if status == 500:
         return _internal_error(error, code)
+    headers = retry_after_header(error)
     if isinstance(error, errors.StoreError):
         logger.error("%s %r: %s", request.method, request.path, error)
         if request.path == OTLP_PATH:
@@ -124,15 +125,15 @@ def _on_runspan_error(error: errors.RunspanError) -> Response:
         error = without_place(error)
     if isinstance(error, errors.PayloadTimeout) and request.path == OTLP_PATH:
         status = 503  # the same spans may arrive in time when they are sent again
-    headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return error_response(status, code, str(error), _details(error), headers)
 
 
 def without_place(error: errors.RunspanError) -> errors.RunspanError:
-    """Return an error of the store as clients see it: the paths of files are of no use to them."""
-    return errors.RunspanError(error.message, expected=error.expected, got=error.got, hint=error.hint)
+    """Return an error of the store as clients see it: paths, and addresses of databases, are of no use to them."""
+    got = "" if isinstance(error, errors.StateUnreachable) else error.got
+    return errors.RunspanError(error.message, expected=error.expected, got=got, hint=error.hint)
 
 
 def _invalid_query(error: ValidationError) -> Response:

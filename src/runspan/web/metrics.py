@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +17,10 @@ from runspan.model.timestamps import SECOND
 from runspan.telemetry import MetricsRegistry, Samples
 from runspan.telemetry.prometheus import RegistryCollector
 from runspan.telemetry.registry import OLDEST_UNFINISHED, UNFINISHED
+from runspan.web.windows import SharedWindows, Windows
+
+if TYPE_CHECKING:
+    from runspan.storage.postgres import PostgresDatabase
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 _WORKFLOW = ("runspan_workflow_id",)
@@ -28,12 +33,15 @@ class Metrics:
     def __init__(
         self,
         backend: object,
+        windows: Windows | None = None,
         clock: Callable[[], int] = time.time_ns,
         *,
         stuck_after: int = 900 * SECOND,
         stuck_max_age: int = 7 * 86_400 * SECOND,
     ) -> None:
         """Include the backend's own metrics if it is a ``SqliteStore``, which knows cheaply what it contains.
+
+        Include whether the database of ``windows`` answers if it is shared with other servers.
 
         ``clock`` returns nanoseconds since 1970. A run counts as stuck when its heartbeat is overdue by
         ``stuck_after`` nanoseconds, unless it was older than ``stuck_max_age`` when it was last observed. A suspended
@@ -73,6 +81,8 @@ class Metrics:
             self.registry.register(_WaitingCollector(backend, clock, stuck_after, stuck_max_age))
             self.registry.register(_StoreCollector(backend))
             self.registry.register(_IndexCollector(backend, clock))
+        if isinstance(windows, SharedWindows):
+            self.registry.register(_StateCollector(windows.database))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def observe_request(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -181,3 +191,22 @@ class _IndexCollector(Collector):
             ("lag_seconds", "Time since the first of these runs was stored.", age / SECOND),
         ):
             yield GaugeMetricFamily(f"runspan_index_{name}", description, value=value)
+
+
+class _StateCollector(Collector):
+    """Asks the database that servers share on every scrape."""
+
+    def __init__(self, database: PostgresDatabase) -> None:
+        self._database = database
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "runspan_state_reachable",
+            "Whether the database of `--state` answers; without it every request that needs a key gets 503.",
+            value=self._database.is_reachable(),
+        )
+        yield CounterMetricFamily(
+            "runspan_state_failures",
+            "Lookups of keys and sessions, and counts of rate limits, that failed because it did not answer.",
+            value=self._database.failures,
+        )

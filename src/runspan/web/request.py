@@ -19,6 +19,7 @@ from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, check_trace_links
 from runspan.web.metrics import Metrics
 from runspan.web.sessions import SessionCookie, SessionStore
+from runspan.web.windows import LocalWindows, Windows
 
 LARGE_BODY = 256 << 10
 """Bytes from which a request takes long enough that the tenant's others wait for it."""
@@ -34,6 +35,7 @@ class AppContext:
         config: WebConfig,
         keys: ApiKeyStore | None,
         sessions: SessionStore | None,
+        windows: Windows | None,
         clock: Callable[[], int],
     ) -> None:
         self.reader = reader
@@ -48,11 +50,13 @@ class AppContext:
         if keys is not None and config.pages:
             self.session_cookie = SessionCookie(sessions or SessionStore(None, keys, clock=clock), self.public_url)
         origin_guard = OriginGuard(config.allowed_hosts, self.public_url.origin)
-        self.authenticator = Authenticator(keys, config, origin_guard, self.session_cookie)
-        self.failed_logins = RateLimiter(config.logins_per_minute)
+        windows = windows or LocalWindows()
+        self.authenticator = Authenticator(keys, config, origin_guard, windows, self.session_cookie)
+        self.failed_logins = RateLimiter("failed logins", config.logins_per_minute, windows)
         """Counts wrong keys by client address."""
         self.metrics = Metrics(
             reader,
+            windows,
             clock,
             stuck_after=int(config.stuck_after * SECOND),
             stuck_max_age=int(config.stuck_max_age * SECOND),

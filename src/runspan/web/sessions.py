@@ -1,8 +1,8 @@
 """Sessions: browsers that logged in with an API key, identified by a random token in a cookie.
 
 The cookie contains neither the key nor anything derived from it, and the server stores only the SHA-256 of the token,
-as it does for keys. Sessions are stored in the data directory, so they outlive a restart, are valid for every process
-over it, and a logout also ends them for anyone who copied the cookie. The key is looked up on every request: if it
+as it does for keys. Sessions are stored beside the keys, so they outlive a restart, are valid for every server that
+shares them, and a logout also ends them for anyone who copied the cookie. The key is looked up on every request: if it
 expires, or is revoked, so do its sessions.
 """
 
@@ -18,6 +18,7 @@ from flask import Response
 from werkzeug.http import parse_cookie
 
 from runspan.errors import NotFound
+from runspan.storage.database import Database
 from runspan.storage.sqlite_file import Schema, SharedDatabase
 from runspan.web.api_keys import ApiKey, ApiKeyStore, secret_digest
 from runspan.web.links import PublicUrl
@@ -47,41 +48,53 @@ _SCHEMA = Schema(
 )
 
 
-class SessionStore(SharedDatabase):
-    """The sessions of one file. Thread-safe, and safe to use from several processes at once."""
+class SessionStore:
+    """The sessions of one database. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(
         self,
-        path: Path | str | None,
+        database: Database | Path | str | None,
         keys: ApiKeyStore,
         *,
         lifetime: int = DEFAULT_LIFETIME,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Open the sessions in ``path``, or in memory if it is None. ``lifetime`` is in nanoseconds."""
-        super().__init__(path, _SCHEMA)
+        """Use the sessions of a database, or open those of a file, or in memory if it is None, until ``close``.
+
+        ``lifetime`` is in nanoseconds.
+        """
+        if isinstance(database, Path | str | None):
+            database = SharedDatabase(database, _SCHEMA)
+        self._database: Database = database
         self._keys = keys
         self._lifetime = lifetime
         self._clock = clock
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        self._database.close()
 
     def create(self, key: ApiKey) -> tuple[str, int]:
         """Create a session of a key; return the token for the cookie, and its lifetime in seconds."""
         token = secrets.token_urlsafe(32)
         now = self._clock()
         expires = now + self._lifetime if key.expires is None else min(now + self._lifetime, key.expires)
-        self._execute("DELETE FROM sessions WHERE expires <= ?", now)
-        self._execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", secret_digest(token), key.id, now, expires)
-        self._execute(
+        self._database.execute("DELETE FROM sessions WHERE expires <= ?", now)
+        self._database.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", secret_digest(token), key.id, now, expires)
+        self._database.execute(
             "DELETE FROM sessions WHERE sha256 IN"
-            " (SELECT sha256 FROM sessions WHERE key_id = ? ORDER BY created DESC LIMIT -1 OFFSET ?)",
+            " (SELECT sha256 FROM sessions WHERE key_id = ? ORDER BY created DESC LIMIT ? OFFSET ?)",
             key.id,
+            MAX_SESSIONS_PER_KEY,
             MAX_SESSIONS_PER_KEY,
         )
         return token, max(1, (expires - now) // 1_000_000_000)
 
     def find_key(self, token: str) -> ApiKey | None:
         """Return the active key of a session, or None. The lookup is by a digest, which a caller cannot choose."""
-        rows = self._execute("SELECT key_id, created, expires FROM sessions WHERE sha256 = ?", secret_digest(token))
+        rows = self._database.execute(
+            "SELECT key_id, created, expires FROM sessions WHERE sha256 = ?", secret_digest(token)
+        )
         if not rows:
             return None
         key_id, created, expires = rows[0]
@@ -96,7 +109,7 @@ class SessionStore(SharedDatabase):
 
     def delete(self, token: str) -> None:
         """End a session. An unknown token changes nothing."""
-        self._execute("DELETE FROM sessions WHERE sha256 = ?", secret_digest(token))
+        self._database.execute("DELETE FROM sessions WHERE sha256 = ?", secret_digest(token))
 
 
 class SessionCookie:

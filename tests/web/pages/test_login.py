@@ -25,6 +25,7 @@ from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, local_target
 from runspan.web.sessions import SessionStore
 from support.cli import process, runspan, server
+from support.states import State
 from support.web import serving
 from web.pages.chromium import NAMED, Watch
 from web.pages.kit import fill, run
@@ -206,16 +207,14 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(state: State, tmp_path: Path) -> Iterator[Site]:
     clock = Clock()
-    keys = ApiKeyStore(tmp_path / "keys", clock=clock)
+    keys = state.keys(clock)
+    sessions = state.sessions(keys, clock)
     with SqliteStore(tmp_path / "data") as store:
-        sessions = SessionStore(tmp_path / "sessions", keys, clock=clock)
-        app = create_app(store, store, keys=keys, sessions=sessions, clock=clock)
+        app = create_app(store, store, keys=keys, sessions=sessions, windows=state.windows(), clock=clock)
         with serving(app) as client:
             yield Site(app, client, keys, clock)
-        sessions.close()
-    keys.close()
 
 
 def test_a_session_of_a_clock_that_was_ahead_ends_when_it_is_set_back(site: Site) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from flask import Blueprint, Response, render_template, request
 from werkzeug.exceptions import NotFound
 
-from runspan.errors import RunspanError, StoreError, Unauthorized, error_status
+from runspan.errors import RunspanError, StateUnreachable, StoreError, Unauthorized, error_status
 from runspan.web.api_keys import RUNS_READ, ApiKey, ApiKeyStore
 from runspan.web.auth import is_same_origin
 from runspan.web.content_coding import encode_response, negotiate
@@ -63,6 +63,7 @@ _TITLES: Final = {
     429: "Too many requests",
     503: "The backend does not answer",
 }
+_STATE_TITLE: Final = "The database with the API keys does not answer"
 _UNESCAPED: Final = "!~*'()"
 """What ``encodeURIComponent`` leaves beside what ``quote`` does."""
 _MAX_KEY_LENGTH: Final = 200
@@ -96,7 +97,7 @@ def redirect_to_login(error: Unauthorized) -> Response:
 def render_error(error: RunspanError) -> Response:
     """Render an error for people."""
     code, status, _ = error_status(error)
-    title = _TITLES.get(status, "Something went wrong")
+    title = _STATE_TITLE if isinstance(error, StateUnreachable) else _TITLES.get(status, "Something went wrong")
     shown = error
     if isinstance(error, StoreError):
         logger.error("%s %r: %s", request.method, request.path, error)
@@ -168,7 +169,9 @@ def not_found(error: NotFound) -> Response:
 def no_session(error: StoreError) -> Response:
     """Say on the form why no session can be stored."""
     logger.error("login: %s", error)
-    return _login_form(error_status(error).http_status, f"You cannot log in now: {error.message}. {error.hint}.")
+    response = _login_form(error_status(error).http_status, f"You cannot log in now: {error.message}. {error.hint}.")
+    response.headers.extend(retry_after_header(error))
+    return response
 
 
 @login.get("/login")
