@@ -19,6 +19,7 @@ from typing import Final
 import click
 
 from runspan.backends import connect
+from runspan.backends.remote.config import remote_config
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.backends.sqlite.reserve import Reserve
 from runspan.backends.sqlite.schema import FILE_NAME
@@ -27,7 +28,12 @@ from runspan.cli.app import handle_signals
 from runspan.cli.keys import create_key_store
 from runspan.cli.output import background
 from runspan.cli.server_log import log_to_stderr
+from runspan.contracts import TraceReader
+from runspan.delivery.config import HTTP, exporter_config
 from runspan.errors import ConfigError, RunspanError
+from runspan.forward import Forwarder
+from runspan.otlp.env import read_attributes
+from runspan.otlp.protobuf_writer import Resource
 from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.system import allow_open_files
 from runspan.web.api_keys import ApiKeyStore
@@ -62,6 +68,14 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     show_default="sqlite: of --data",
     help="Backend to serve: sqlite:DIR or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. The API "
     "keys stay in --data.",
+)
+@options.option(
+    "--forward-to",
+    metavar="URL",
+    show_default="refuse writes over Tempo and Jaeger",
+    help="OTLP/HTTP receiver of the Collector before the backend, such as http://collector:4318, to which POST "
+    "/api/v1/runs and POST /v1/traces are forwarded. They are acknowledged once it has acknowledged them. The "
+    "variables OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT (10 s by default), _COMPRESSION and _CERTIFICATE apply.",
 )
 @options.option(
     "--host",
@@ -266,6 +280,7 @@ def serve(
     config: WebConfig,
     data: str,
     backend_url: str | None,
+    forward_to: str | None,
     host: str,
     port: int,
     limits: ServerLimits,
@@ -294,7 +309,8 @@ def serve(
     POST /v1/traces               OTLP/HTTP receiver: protobuf or JSON, gzip
     GET  /healthz /readyz /metrics /api/v1/openapi.json
 
-    With Tempo or Jaeger the server only reads: POST returns 501, and runs are sent to the backend's own OTLP receiver.
+    With Tempo or Jaeger the server only reads unless --forward-to names a Collector before them: POST returns 501, and
+    runs are sent to the backend's own OTLP receiver.
     RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and others configure the login there.
 
     Without API keys the server is open to everybody on this machine and listens on loopback only. It then accepts no
@@ -342,6 +358,13 @@ def serve(
                 got=f"a {options.backend_kind(url).title()}",
                 hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
             )
+        if forward_to and options.backend_kind(url) == "sqlite":
+            raise ConfigError(
+                where="--forward-to",
+                expected="Tempo or Jaeger as --backend",
+                got="the embedded store, which takes runs itself",
+                hint="leave it out, or name the backend that the Collector writes to",
+            )
         reader = stack.enter_context(
             closing(
                 connect(
@@ -355,10 +378,11 @@ def serve(
             )
         )
         store = reader if isinstance(reader, SqliteStore) else None
+        forwarder = _open_forwarder(stack, reader, url, forward_to) if forward_to else None
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
         server = WebServer(
-            create_app(reader, store, config=config, keys=keys, sessions=sessions),
+            create_app(reader, store or forwarder, config=config, keys=keys, sessions=sessions),
             host=host,
             port=port,
             limits=limits,
@@ -371,10 +395,21 @@ def serve(
         gc.freeze()
         gc.set_threshold(_GC_OBJECTS, 10, 10)
         with handle_signals(partial(_stop, server), repeat=True):
-            _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
+            _print_banner(server, url, keys, forward_to, read_only=not (store or forwarder), pages=config.pages)
             server.run()
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
+
+
+def _open_forwarder(stack: ExitStack, reader: TraceReader, url: str, forward_to: str) -> Forwarder:
+    """Return the writer that forwards to the Collector before the backend of a URL."""
+    backend = remote_config(url, os.environ)
+    config = exporter_config(os.environ, endpoint=forward_to, protocol=HTTP)
+    attributes = read_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    service_name = attributes.pop("service.name", "runspan")
+    resource = Resource(os.environ.get("OTEL_SERVICE_NAME") or service_name, attributes)
+    forwarder = Forwarder(reader, config, tenant_headers=backend.tenant_headers, resource=resource)
+    return stack.enter_context(closing(forwarder))
 
 
 def _stop(server: WebServer) -> None:
@@ -402,7 +437,9 @@ def _public_name(url: str) -> str:
     return "the embedded store" if kind == "sqlite" else f"{kind.title()} at {url.partition('+')[2].rstrip('/')}"
 
 
-def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: bool, pages: bool) -> None:
+def _print_banner(
+    server: WebServer, url: str, keys: ApiKeyStore, forward_to: str | None, *, read_only: bool, pages: bool
+) -> None:
     click.echo(f"runspan is serving {url} at {server.url}", err=True)
     if pages:
         click.echo(f"  pages:  {server.url}/", err=True)
@@ -410,7 +447,8 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
     if read_only:
         click.echo("  traces: not accepted here; send them to the backend's own OTLP receiver", err=True)
     else:
-        click.echo(f"  traces: {server.url}/v1/traces", err=True)
+        forwarded = f", forwarded to {forward_to}" if forward_to else ""
+        click.echo(f"  traces: {server.url}/v1/traces{forwarded}", err=True)
     if keys.unused:
         may = "read" if read_only else "read and write"
         click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)

@@ -17,6 +17,7 @@ from runspan._version import __version__
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import TraceReader
 from runspan.errors import AccessError, RunspanError, error_status
+from runspan.forward import Forwarder
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
@@ -38,7 +39,7 @@ OPERATIONS: Final = Tag(name="operations", description="Health checks and metric
 
 def create_app(
     reader: TraceReader,
-    writer: SqliteStore | None = None,
+    writer: SqliteStore | Forwarder | None = None,
     *,
     config: WebConfig | None = None,
     keys: ApiKeyStore | None = None,
@@ -48,7 +49,8 @@ def create_app(
     """Return the application over a backend.
 
     - ``reader`` answers the queries of the API.
-    - ``writer`` is the store of documents and spans. Without one, the routes that write answer 501.
+    - ``writer`` is the store of documents and spans, or passes them on to a Collector before the backend. Without one,
+      the routes that write answer 501.
     - ``keys`` are the API keys. Without them, or while none was ever created, anyone may use the application who
       reaches it by a name of loopback or of ``config.allowed_hosts``.
     - ``sessions`` are the logins of browsers. By default they last as long as the application.

@@ -124,6 +124,8 @@ def _on_runspan_error(error: errors.RunspanError) -> Response:
         error = without_place(error)
     if isinstance(error, errors.PayloadTimeout) and request.path == OTLP_PATH:
         status = 503  # the same spans may arrive in time when they are sent again
+    if isinstance(error, errors.BackendRefused) and request.path == OTLP_PATH:
+        status = 500  # a sender would retry a 502, and be refused again
     headers = retry_after_header(error)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -12,6 +12,7 @@ from isal import isal_zlib
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import TraceReader
 from runspan.errors import PayloadError, PayloadTooLarge, PayloadUnsupported
+from runspan.forward import Forwarder
 from runspan.model.timestamps import SECOND
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
@@ -30,7 +31,7 @@ class AppContext:
     def __init__(
         self,
         reader: TraceReader,
-        writer: SqliteStore | None,
+        writer: SqliteStore | Forwarder | None,
         config: WebConfig,
         keys: ApiKeyStore | None,
         sessions: SessionStore | None,
