@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -202,17 +202,25 @@ class Forwarder:
 
     # OTLP.
 
-    def write(self, request: TracesData, tenant: str, headers: Headers = ()) -> WriteResult:
+    def write(
+        self,
+        request: TracesData,
+        tenant: str,
+        headers: Headers = (),
+        charged: Callable[[Collection[bytes]], AbstractContextManager[object]] = nullcontext,
+    ) -> WriteResult:
         """Forward the spans of an OTLP request, each of which is accepted or rejected by itself.
 
-        What the Collector rejects is in the result too; it does not say which spans these are. ``headers``: those of
-        the request that the Collector is to see.
+        What the Collector rejects is in the result too; it does not say which spans these are.
+
+        - ``headers``: those of the request that the Collector is to see.
+        - ``charged``: returns what to hold while spans of the runs with these trace ids are sent.
         """
         headers = (*self._tenant_headers(tenant), *headers)
-        total, rejected = _take_refused(request, tenant)
+        total, rejected, trace_ids = _take_refused(request, tenant)
         parts = list(_parts(request, MAX_BYTES))
         if parts:
-            with self._place():
+            with charged(trace_ids), self._place():
                 for part in parts:
                     rejected += self._rejected(self._transport.send(part, headers))
         return WriteResult(total - sum(item.spans for item in rejected), tuple(rejected))
@@ -303,8 +311,9 @@ def _revision_of(span: Span) -> int | None:
     return revision if role == ROLE_REVISION and type(revision) is int else None
 
 
-def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection]]:
-    """Remove from a request what must not reach the backend. Return how many spans it had, and what was removed.
+def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection], set[bytes]]:
+    """Remove from a request what must not reach the backend. Return how many spans it had, what was removed, and the
+    traces of the runs that are left.
 
     The last reason that applies to a trace stands for all of its spans: that of the run span says most.
     """
@@ -312,6 +321,7 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
     reasons: dict[bytes, str] = {}
     counts: Counter[bytes] = Counter()
     trace_ids: dict[object, bytes | None] = {}
+    runs: set[bytes] = set()
     for resource_spans in request.resource_spans:
         for scope_spans in resource_spans.scope_spans:
             total += len(scope_spans.spans)
@@ -327,11 +337,14 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
                     counts[span.trace_id] += 1
                 else:
                     kept.append(span)
+                    if own is not None:
+                        runs.add(own.trace_id)
             if len(kept) < len(scope_spans.spans):
                 copies = ScopeSpans(spans=kept)
                 del scope_spans.spans[:]
                 scope_spans.spans.extend(copies.spans)
-    return total, [Rejection(f"trace {key.hex()}", reason, counts[key]) for key, reason in reasons.items()]
+    rejected = [Rejection(f"trace {key.hex()}", reason, counts[key]) for key, reason in reasons.items()]
+    return total, rejected, runs
 
 
 def _refusal(span: Span, tenant: str, trace_ids: dict[object, bytes | None]) -> str:

@@ -19,6 +19,7 @@ from runspan.cli.keys import KEYS_FILE, create_key_store
 from runspan.cli.output import escape_control, print_hint, progress_display
 from runspan.delivery.report import plural
 from runspan.errors import ConfigError, QueryUnsupported
+from runspan.web.usage import USAGE_FILE, UsageStore
 
 _ELSEWHERE: Final = {
     "tempo": "Tempo deletes whole blocks only: with a tenant of its own (RUNSPAN_BACKEND_TENANT with {tenant}) delete "
@@ -106,6 +107,9 @@ def erase(
     else:
         found = tenant_content(directory, tenant)
     revoked = _revoke_keys(directory, tenant) if yes else 0
+    if yes and (directory / USAGE_FILE).exists():
+        with closing(UsageStore(directory / USAGE_FILE)) as usage:
+            usage.erase(tenant)
     left = copies_in(directory)
     if yes and copies:
         for path in left:

@@ -6,10 +6,12 @@ import gc
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -43,6 +45,7 @@ from runspan.web.config import MIB, WebConfig
 from runspan.web.limits import ServerLimits
 from runspan.web.server import WebServer
 from runspan.web.sessions import SessionStore
+from runspan.web.usage import USAGE_FILE, Quota, Quotas, UsageStore
 
 _EXPIRE_EVERY: Final = 3600.0
 _LIMITS: Final = Limits()
@@ -226,6 +229,31 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     default=0,
     help="Limit of OTLP requests for each key, each of which may contain hundreds of runs; 0: none.",
 )
+@options.count(
+    "--runs-per-day",
+    default=0,
+    help="Quota of each tenant: runs of which it sends something on a day, in UTC. More new ones are refused with 429; "
+    "those that were counted go on. 0: none.",
+)
+@options.count(
+    "--mib-per-day",
+    default=0,
+    help="Quota of each tenant: MiB of request bodies that it sends on a day, in UTC, decompressed. 0: none.",
+)
+@options.option(
+    "--tenant-quota",
+    "tenant_quotas",
+    type=options.Utf8Text(),
+    multiple=True,
+    metavar="TENANT=RUNS,MIB",
+    show_default="the same for all",
+    help="The two quotas of one tenant in place of the others, such as acme=5000,200. The option may be repeated.",
+)
+@options.option(
+    "--tenant-usage",
+    is_flag=True,
+    help="Include in /metrics what each tenant has sent today, by its name: of up to 100 tenants, and of the others.",
+)
 @_link_option(
     "--trace-url",
     help="Template of links to traces in another tool, which contains {trace_id} and may contain {span_id}, such as "
@@ -292,6 +320,9 @@ def serve(
     no_pages: bool,
     trusted_proxy: str,
     session_lifetime: int,
+    runs_per_day: int,
+    mib_per_day: int,
+    tenant_quotas: tuple[str, ...],
 ) -> None:
     """Serve the web pages and the REST API, and receive traces.
 
@@ -344,6 +375,10 @@ def serve(
         keys = stack.enter_context(closing(create_key_store(data)))
         sessions_file = Path(data, SESSIONS_FILE)
         sessions = stack.enter_context(closing(SessionStore(sessions_file, keys, lifetime=session_lifetime)))
+        quotas = _read_quotas(Quota(runs_per_day, mib_per_day * MIB), tenant_quotas)
+        usage: UsageStore | None = None
+        if config.tenant_usage or quotas != Quotas():
+            usage = stack.enter_context(closing(UsageStore(Path(data, USAGE_FILE), quotas)))
         if keys.unused and not is_loopback(host):
             create = shlex.join(("runspan", "keys", "create", "--data", data, "--name", "NAME"))
             raise ConfigError(
@@ -382,7 +417,7 @@ def serve(
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
         server = WebServer(
-            create_app(reader, store or forwarder, config=config, keys=keys, sessions=sessions),
+            create_app(reader, store or forwarder, config=config, keys=keys, sessions=sessions, usage=usage),
             host=host,
             port=port,
             limits=limits,
@@ -399,6 +434,20 @@ def serve(
             server.run()
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
+
+
+def _read_quotas(default: Quota, of_tenants: Sequence[str]) -> Quotas:
+    found = {}
+    for text in of_tenants:
+        match = re.fullmatch(r"(.*)=([0-9]{1,12}),([0-9]{1,9})", text, re.DOTALL)
+        if match is None:
+            raise ConfigError(
+                where="--tenant-quota",
+                expected="TENANT=RUNS,MIB, such as acme=5000,200, with 0 for no limit",
+                got=repr(text[:100]),
+            )
+        found[match[1]] = Quota(int(match[2]), int(match[3]) * MIB)
+    return Quotas(default, found)
 
 
 def _open_forwarder(stack: ExitStack, reader: TraceReader, url: str, forward_to: str) -> Forwarder:

@@ -238,15 +238,17 @@ def push_run() -> Response:
     body = read_body(request, context.config.max_body)
     with context.turn(principal.tenant, len(body)):
         run = Run.from_json(body)
-        result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
-    if result.rejected:
-        raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
+        trace_id = run_ids(run.id, principal.tenant).trace_id
+        with context.charged(principal.tenant, [trace_id], len(body)):
+            result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
+            if result.rejected:
+                raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
     if result.changed:
         context.metrics.runs_stored.inc()
     forwarded = result.changed and isinstance(writer, Forwarder)
     stored = schemas.StoredRun(
         id=run.id,
-        traceId=run_ids(run.id, principal.tenant).trace_id.hex(),
+        traceId=trace_id.hex(),
         new=None if forwarded else result.changed,
     )
     return Response(

@@ -31,6 +31,7 @@ from runspan.web.pages.views import login, pages
 from runspan.web.request import AppContext, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionStore
+from runspan.web.usage import UsageStore
 
 logger = logging.getLogger("runspan.web")
 
@@ -45,6 +46,7 @@ def create_app(
     keys: ApiKeyStore | None = None,
     sessions: SessionStore | None = None,
     clock: Callable[[], int] = time.time_ns,
+    usage: UsageStore | None = None,
 ) -> Flask:
     """Return the application over a backend.
 
@@ -55,11 +57,12 @@ def create_app(
       reaches it by a name of loopback or of ``config.allowed_hosts``.
     - ``sessions`` are the logins of browsers. By default they last as long as the application.
     - ``clock`` returns the current time in nanoseconds since 1970.
+    - ``usage`` counts what each tenant sends, and has the quotas of it. Without one, nothing is counted.
 
     ``app.extensions["runspan"]`` is the ``AppContext``, for further routes.
     """
     config = config or WebConfig()
-    context = AppContext(reader, writer, config, keys, sessions, clock)
+    context = AppContext(reader, writer, config, keys, sessions, clock, usage)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from flask import Response, request
@@ -63,8 +64,10 @@ def export_traces() -> Response:
     else:
         with context.turn(principal.tenant, len(body)):
             received = read_request(body) if encoding == PROTOBUF else read_json(body)
-            result = writer.write(received, principal.tenant)
-        context.metrics.runs_stored.inc(len(received.runs) + len({span.trace_id for span in received.spans}))
+            trace_ids = {run.trace_id for run in received.runs} | {span.trace_id for span in received.spans}
+            with context.charged(principal.tenant, trace_ids, len(body)):
+                result = writer.write(received, principal.tenant)
+        context.metrics.runs_stored.inc(len(trace_ids))
     rejected_spans = sum(rejection.spans for rejection in result.rejected)
     context.metrics.spans_received.inc(result.accepted + rejected_spans)
     context.metrics.spans_rejected.inc(rejected_spans)
@@ -72,9 +75,18 @@ def export_traces() -> Response:
 
 
 def _forward(forwarder: Forwarder, body: bytes, encoding: str, tenant: str) -> WriteResult:
-    with current_context().turn(tenant, len(body)):
+    context = current_context()
+    with context.turn(tenant, len(body)):
         message = protobuf_reader.read_message(body) if encoding == PROTOBUF else json.read_message(body)
-    return forwarder.write(message, tenant, ((REPLAY_HEADER, "true"),) if REPLAY_HEADER in request.headers else ())
+    headers = ((REPLAY_HEADER, "true"),) if REPLAY_HEADER in request.headers else ()
+
+    @contextmanager
+    def charged(trace_ids: Collection[bytes]) -> Iterator[None]:
+        with context.charged(tenant, trace_ids, len(body)):
+            yield
+        context.metrics.runs_stored.inc(len(trace_ids))
+
+    return forwarder.write(message, tenant, headers, charged)
 
 
 def _export_response(rejected: Sequence[Rejection], encoding: str) -> Response:

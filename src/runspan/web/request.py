@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 
 from flask import Request, current_app
@@ -20,6 +20,7 @@ from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, check_trace_links
 from runspan.web.metrics import Metrics
 from runspan.web.sessions import SessionCookie, SessionStore
+from runspan.web.usage import UsageStore
 
 LARGE_BODY = 256 << 10
 """Bytes from which a request takes long enough that the tenant's others wait for it."""
@@ -36,6 +37,7 @@ class AppContext:
         keys: ApiKeyStore | None,
         sessions: SessionStore | None,
         clock: Callable[[], int],
+        usage: UsageStore | None = None,
     ) -> None:
         self.reader = reader
         self.writer = writer
@@ -52,13 +54,19 @@ class AppContext:
         self.authenticator = Authenticator(keys, config, origin_guard, self.session_cookie)
         self.failed_logins = RateLimiter(config.logins_per_minute)
         """Counts wrong keys by client address."""
+        self._usage = usage
         self.metrics = Metrics(
             reader,
             clock,
+            usage=usage if config.tenant_usage else None,
             stuck_after=int(config.stuck_after * SECOND),
             stuck_max_age=int(config.stuck_max_age * SECOND),
         )
         self._turns: dict[str, threading.Lock] = {}
+
+    def charged(self, tenant: str, trace_ids: Collection[bytes], size: int) -> AbstractContextManager[object]:
+        """Return what to hold while a request is written that counts towards a tenant's quotas; see ``UsageStore``."""
+        return nullcontext() if self._usage is None else self._usage.charged(tenant, trace_ids, size)
 
     def turn(self, tenant: str, size: int = LARGE_BODY) -> AbstractContextManager[object]:
         """Return what to hold while a request of so many bytes is parsed and stored.
