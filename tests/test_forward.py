@@ -29,6 +29,8 @@ from support.servers.process import free_ports
 from support.web import JSON, PROTOBUF, document, error_of, otlp, serving, spans_of
 
 NOW = 1_768_467_700_000_000_000
+SLOW = {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
+"""Time enough for a receiver on a busy machine."""
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def replica(
     store: SqliteStore, endpoint: str, *, keys: ApiKeyStore | None = None, **env: str
 ) -> Iterator[httpx.Client]:
     """A server that reads a store and forwards to its receiver."""
-    config = exporter_config(env, endpoint=endpoint, protocol="http/protobuf")
+    config = exporter_config(SLOW | env, endpoint=endpoint, protocol="http/protobuf")
     forwarder = Forwarder(store, config)
     try:
         with serving(create_app(store, forwarder, keys=keys), max_body=64 << 20) as client:
@@ -285,8 +287,8 @@ def test_through_a_collector_into_a_real_backend(request: pytest.FixtureRequest,
         )["key"]
         headers = {"x-api-key": secret}
         with (
-            server(tmp_path, *args) as (one, child),
-            server(tmp_path, *args) as (two, _),
+            server(tmp_path, *args, **SLOW) as (one, child),
+            server(tmp_path, *args, **SLOW) as (two, _),
             httpx.Client(headers=headers, trust_env=False, timeout=60) as client,
         ):
             assert any("forwarded to" in line for line in child.lines) or child.wait_for("forwarded to")

@@ -64,7 +64,7 @@ def test_companies_share_a_server_and_no_tenant_of_tempo(tmp_path: Path, tempo_o
     """Runs of two companies, written and read through one server, lie in two tenants of Tempo; a key without a tenant
     reads nothing, and the commands read what they name."""
     tempo = tempo_of_tenants
-    env = {"RUNSPAN_BACKEND_TENANT": "runs-{tenant}"}
+    env = {"RUNSPAN_BACKEND_TENANT": "runs-{tenant}", "OTEL_EXPORTER_OTLP_TIMEOUT": "60"}
     args = ("--backend", f"tempo+{tempo.url}", "--forward-to", tempo.otlp)
     keys = {}
     for tenant in ("acme", "beta", "", "a|b"):
