@@ -32,7 +32,7 @@ LAYERS = [
     ["archive", "watch"],
     ["sync"],
     ["parallel_export"],
-    ["export", "resolve"],
+    ["export", "forward", "resolve"],
     ["recorder"],
     ["sources", "backends", "delivery", "testing"],
     ["platform_api", "storage"],

@@ -53,6 +53,7 @@ def test_the_commands_are_those_that_are_promised() -> None:
     assert {" ".join(path) for path in COMMANDS if path} == {
         "serve",
         "archive",
+        "erase",
         "backup",
         "check",
         "restore",

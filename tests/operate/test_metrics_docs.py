@@ -25,6 +25,7 @@ from runspan.telemetry import INSTRUMENTS
 from runspan.testing import generate
 from runspan.web.metrics import Metrics
 from runspan.web.shared_state import connect_shared_state
+from runspan.web.usage import UsageStore
 from runspan.web.windows import SharedWindows
 from support import corpus
 from support.cli import SAMPLES
@@ -165,7 +166,10 @@ def test_metrics_of_the_server_are_documented(tmp_path: Any) -> None:
         now = time.time_ns()
         store.put(running("stuck", now - 2 * HOUR), observed_at=now - HOUR)
         store.put(running("waits", now - 2 * HOUR, status="suspended"), observed_at=now - HOUR)
-        metrics = Metrics(store)
+        usage = UsageStore(None)
+        with usage.charged("acme", [bytes(16)], 1):
+            pass
+        metrics = Metrics(store, usage=usage)
         metrics.observe_request("/api/v1/runs", "GET", "200", 0.01)
         assert isinstance(metrics.registry, CollectorRegistry)
         told = {family.name: family for family in metrics.registry.collect()}

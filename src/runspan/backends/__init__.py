@@ -11,8 +11,9 @@ from runspan.errors import ConfigError
 from runspan.http.urls import redact_url
 
 if TYPE_CHECKING:
-    from runspan.backends.jaeger import JaegerReader
-    from runspan.backends.tempo import TempoReader
+    from runspan.backends.remote.config import RemoteConfig
+    from runspan.backends.remote.tenants import HeaderReader
+    from runspan.contracts import TraceReader
 
 
 FORMS = ("sqlite:DIR", "tempo+http(s)://HOST:PORT", "jaeger+http(s)://HOST:PORT")
@@ -30,7 +31,7 @@ def connect(
     index: bool | None = None,
     env: Mapping[str, str] = _NO_VARIABLES,
     services: Sequence[str] | None = None,
-) -> SqliteStore | TempoReader | JaegerReader:
+) -> SqliteStore | TraceReader:
     """Open the backend of a URL. ConfigError if the URL has none of ``FORMS``.
 
     ``sqlite:DIR``: The embedded store in a directory, relative or absolute, literally up to the end.
@@ -57,11 +58,17 @@ def connect(
     if kind == "tempo":
         from runspan.backends.tempo import TempoReader  # noqa: PLC0415
 
-        return TempoReader(config)
+        return _of_tenants(TempoReader(config), config)
     from runspan.backends.jaeger import JaegerReader  # noqa: PLC0415
 
     named = [name.strip() for name in env.get("RUNSPAN_BACKEND_SERVICES", "").split(",") if name.strip()]
-    return JaegerReader(config, services=services or named or None)
+    return _of_tenants(JaegerReader(config, services=services or named or None), config)
+
+
+def _of_tenants(reader: HeaderReader, config: RemoteConfig) -> TraceReader:
+    from runspan.backends.remote.tenants import TenantReader  # noqa: PLC0415
+
+    return TenantReader(reader, config) if config.has_tenants else reader
 
 
 def open_store(

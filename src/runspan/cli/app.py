@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "backup": ("backup", "backup", "Copy a data directory into one file, also while a server writes to it."),
     "check": ("check", "check", "Verify everything in a data directory, also while a server uses it."),
     "demo": ("demo", "demo", "Send sample runs through a server, and compare what comes back."),
+    "erase": ("erase", "erase", "Erase everything of one tenant from an embedded store."),
     "export": ("export", "export", "Send run documents as traces."),
     "get": ("query", "get", "Print one run document, exactly."),
     "keys": (

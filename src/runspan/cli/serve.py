@@ -6,10 +6,12 @@ import gc
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -19,6 +21,7 @@ from typing import Final
 import click
 
 from runspan.backends import connect
+from runspan.backends.remote.config import remote_config
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.backends.sqlite.reserve import Reserve
 from runspan.backends.sqlite.schema import FILE_NAME
@@ -27,7 +30,12 @@ from runspan.cli.app import handle_signals
 from runspan.cli.output import background
 from runspan.cli.server_log import log_to_stderr
 from runspan.cli.state import StateOptions, create_key_store, state
+from runspan.contracts import TraceReader
+from runspan.delivery.config import HTTP, exporter_config
 from runspan.errors import ConfigError, RunspanError
+from runspan.forward import Forwarder
+from runspan.otlp.env import read_attributes
+from runspan.otlp.protobuf_writer import Resource
 from runspan.storage.data_directory import SESSIONS_FILE
 from runspan.system import allow_open_files, share_heaps
 from runspan.web.api_keys import ApiKeyStore
@@ -37,6 +45,7 @@ from runspan.web.config import MIB, WebConfig
 from runspan.web.limits import ServerLimits
 from runspan.web.server import WebServer
 from runspan.web.sessions import SessionStore
+from runspan.web.usage import USAGE_FILE, Quota, Quotas, UsageStore
 from runspan.web.windows import SharedWindows
 
 _EXPIRE_EVERY: Final = 3600.0
@@ -63,6 +72,14 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     show_default="sqlite: of --data",
     help="Backend to serve: sqlite:DIR or, to read only, tempo+http://HOST:3200 or jaeger+http://HOST:16686. "
     "Servers of one Tempo or Jaeger share their API keys with --state.",
+)
+@options.option(
+    "--forward-to",
+    metavar="URL",
+    show_default="refuse writes over Tempo and Jaeger",
+    help="OTLP/HTTP receiver of the Collector before the backend, such as http://collector:4318, to which POST "
+    "/api/v1/runs and POST /v1/traces are forwarded. They are acknowledged once it has acknowledged them. The "
+    "variables OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT (10 s by default), _COMPRESSION and _CERTIFICATE apply.",
 )
 @options.option(
     "--host",
@@ -213,6 +230,31 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     default=0,
     help="Limit of OTLP requests for each key, each of which may contain hundreds of runs; 0: none.",
 )
+@options.count(
+    "--runs-per-day",
+    default=0,
+    help="Quota of each tenant: runs of which it sends something on a day, in UTC. More new ones are refused with 429; "
+    "those that were counted go on. 0: none.",
+)
+@options.count(
+    "--mib-per-day",
+    default=0,
+    help="Quota of each tenant: MiB of request bodies that it sends on a day, in UTC, decompressed. 0: none.",
+)
+@options.option(
+    "--tenant-quota",
+    "tenant_quotas",
+    type=options.Utf8Text(),
+    multiple=True,
+    metavar="TENANT=RUNS,MIB",
+    show_default="the same for all",
+    help="The two quotas of one tenant in place of the others, such as acme=5000,200. The option may be repeated.",
+)
+@options.option(
+    "--tenant-usage",
+    is_flag=True,
+    help="Include in /metrics what each tenant has sent today, by its name: of up to 100 tenants, and of the others.",
+)
 @_link_option(
     "--trace-url",
     help="Template of links to traces in another tool, which contains {trace_id} and may contain {span_id}, such as "
@@ -267,6 +309,7 @@ def serve(
     config: WebConfig,
     state: StateOptions,
     backend_url: str | None,
+    forward_to: str | None,
     host: str,
     port: int,
     limits: ServerLimits,
@@ -278,6 +321,9 @@ def serve(
     no_pages: bool,
     trusted_proxy: str,
     session_lifetime: int,
+    runs_per_day: int,
+    mib_per_day: int,
+    tenant_quotas: tuple[str, ...],
 ) -> None:
     """Serve the web pages and the REST API, and receive traces.
 
@@ -295,7 +341,8 @@ def serve(
     POST /v1/traces               OTLP/HTTP receiver: protobuf or JSON, gzip
     GET  /healthz /readyz /metrics /api/v1/openapi.json
 
-    With Tempo or Jaeger the server only reads: POST returns 501, and runs are sent to the backend's own OTLP receiver.
+    With Tempo or Jaeger the server only reads unless --forward-to names a Collector before them: POST returns 501, and
+    runs are sent to the backend's own OTLP receiver.
     RUNSPAN_BACKEND_USER and _PASSWORD, _TOKEN, _TENANT, _HEADERS, _CERTIFICATE and others configure the login there.
     Any number of such servers may stand behind a balancer: with --state they share keys, logins and limits in
     PostgreSQL, and need no disk.
@@ -339,6 +386,18 @@ def serve(
         sessions = stack.enter_context(
             closing(SessionStore(database or Path(data, SESSIONS_FILE), keys, lifetime=session_lifetime))
         )
+        quotas = _read_quotas(Quota(runs_per_day, mib_per_day * MIB), tenant_quotas)
+        usage: UsageStore | None = None
+        if config.tenant_usage or quotas != Quotas():
+            if database is not None:
+                raise ConfigError(
+                    "quotas and the usage of tenants are counted by one server",
+                    where="--state",
+                    expected="a server without --runs-per-day, --mib-per-day, --tenant-quota and --tenant-usage",
+                    got="a state that several servers share",
+                    hint="leave them out, or let one server with --data take all writes",
+                )
+            usage = stack.enter_context(closing(UsageStore(Path(data, USAGE_FILE), quotas)))
         if keys.unused and not is_loopback(host):
             where = ("--data", data) if database is None else ()
             create = shlex.join(("runspan", "keys", "create", *where, "--name", "NAME"))
@@ -354,6 +413,13 @@ def serve(
                 got=f"a {options.backend_kind(url).title()}",
                 hint="set the backend's own: Tempo's block_retention, the ttl of Jaeger's storage",
             )
+        if forward_to and options.backend_kind(url) == "sqlite":
+            raise ConfigError(
+                where="--forward-to",
+                expected="Tempo or Jaeger as --backend",
+                got="the embedded store, which takes runs itself",
+                hint="leave it out, or name the backend that the Collector writes to",
+            )
         reader = stack.enter_context(
             closing(
                 connect(
@@ -367,16 +433,18 @@ def serve(
             )
         )
         store = reader if isinstance(reader, SqliteStore) else None
+        forwarder = _open_forwarder(stack, reader, url, forward_to) if forward_to else None
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
         server = WebServer(
             create_app(
                 reader,
-                store,
+                store or forwarder,
                 config=config,
                 keys=keys,
                 sessions=sessions,
                 windows=None if database is None else SharedWindows(database),
+                usage=usage,
             ),
             host=host,
             port=port,
@@ -390,12 +458,37 @@ def serve(
         gc.freeze()
         gc.set_threshold(_GC_OBJECTS, 10, 10)
         with handle_signals(partial(_stop, server), repeat=True):
-            _print_banner(server, url, keys, read_only=store is None, pages=config.pages)
+            _print_banner(server, url, keys, forward_to, read_only=not (store or forwarder), pages=config.pages)
             if database is not None:
                 click.echo(f"  state:  {database.name}", err=True)
             server.run()
     end = "runspan stopped" if store is None else "runspan stopped; everything acknowledged is on disk"
     click.echo(end, err=True)
+
+
+def _read_quotas(default: Quota, of_tenants: Sequence[str]) -> Quotas:
+    found = {}
+    for text in of_tenants:
+        match = re.fullmatch(r"(.*)=([0-9]{1,12}),([0-9]{1,9})", text, re.DOTALL)
+        if match is None:
+            raise ConfigError(
+                where="--tenant-quota",
+                expected="TENANT=RUNS,MIB, such as acme=5000,200, with 0 for no limit",
+                got=repr(text[:100]),
+            )
+        found[match[1]] = Quota(int(match[2]), int(match[3]) * MIB)
+    return Quotas(default, found)
+
+
+def _open_forwarder(stack: ExitStack, reader: TraceReader, url: str, forward_to: str) -> Forwarder:
+    """Return the writer that forwards to the Collector before the backend of a URL."""
+    backend = remote_config(url, os.environ)
+    config = exporter_config(os.environ, endpoint=forward_to, protocol=HTTP)
+    attributes = read_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
+    service_name = attributes.pop("service.name", "runspan")
+    resource = Resource(os.environ.get("OTEL_SERVICE_NAME") or service_name, attributes)
+    forwarder = Forwarder(reader, config, tenant_headers=backend.tenant_headers, resource=resource)
+    return stack.enter_context(closing(forwarder))
 
 
 def _stop(server: WebServer) -> None:
@@ -423,7 +516,9 @@ def _public_name(url: str) -> str:
     return "the embedded store" if kind == "sqlite" else f"{kind.title()} at {url.partition('+')[2].rstrip('/')}"
 
 
-def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: bool, pages: bool) -> None:
+def _print_banner(
+    server: WebServer, url: str, keys: ApiKeyStore, forward_to: str | None, *, read_only: bool, pages: bool
+) -> None:
     click.echo(f"runspan is serving {url} at {server.url}", err=True)
     if pages:
         click.echo(f"  pages:  {server.url}/", err=True)
@@ -431,7 +526,8 @@ def _print_banner(server: WebServer, url: str, keys: ApiKeyStore, *, read_only: 
     if read_only:
         click.echo("  traces: not accepted here; send them to the backend's own OTLP receiver", err=True)
     else:
-        click.echo(f"  traces: {server.url}/v1/traces", err=True)
+        forwarded = f", forwarded to {forward_to}" if forward_to else ""
+        click.echo(f"  traces: {server.url}/v1/traces{forwarded}", err=True)
     if keys.unused:
         may = "read" if read_only else "read and write"
         click.echo(f"  open: no API key was made, so everybody on this machine may {may}", err=True)

@@ -27,6 +27,7 @@ from runspan.errors import PARSE_ERRORS
 from runspan.http.client import USER_AGENT, DeadlineTransport, describe_error
 from runspan.http.retry import parse_retry_after
 from runspan.http.urls import sanitize_message
+from runspan.otlp.env import Headers
 
 PROTOBUF: Final = "application/x-protobuf"
 RETRYABLE_STATUSES: Final = frozenset({429, 502, 503, 504})
@@ -75,10 +76,11 @@ class HttpTransport:
         self._extensions = {"timeout": httpx.Timeout(config.timeout).as_dict()}
         self._transport = DeadlineTransport(config.endpoint, tls=config.tls.context(), connections=connections)
 
-    def send(self, body: bytes) -> ExportResult:
-        """Post once and read the response."""
+    def send(self, body: bytes, headers: Headers = ()) -> ExportResult:
+        """Post once and read the response. ``headers``: those of this request besides the config's."""
         content = igzip.compress(body, 1, mtime=0) if self._gzip else body
-        post = httpx.Request("POST", self._url, headers=self._headers, content=content, extensions=self._extensions)
+        all_headers = {**self._headers, **dict(headers)}
+        post = httpx.Request("POST", self._url, headers=all_headers, content=content, extensions=self._extensions)
         try:
             return self._result(*self._transport.exchange(post, MAX_RESPONSE_BYTES))
         except httpx.TransportError as error:
@@ -99,7 +101,7 @@ class HttpTransport:
             )
         reason = self._reason(response, body)
         if status in RETRYABLE_STATUSES:
-            return Retryable(reason, parse_retry_after(response.headers, self._now()))
+            return Retryable(reason, parse_retry_after(response.headers, self._now()), status)
         scope = _SCOPES.get(status, RejectionScope.REQUEST)
         if status == 400 and "too large" in reason:
             # The Collector reports a too large request with this status.
@@ -121,7 +123,7 @@ class HttpTransport:
         reason = describe_error(error, self._config.secrets)
         if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)) or _untrusted(error):
             return Rejected(reason, RejectionScope.ENDPOINT)
-        return Retryable(reason)
+        return Retryable(reason, timed_out=isinstance(error, httpx.TimeoutException))
 
 
 def _success(content_type: str, body: bytes) -> ExportResult:

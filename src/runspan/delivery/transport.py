@@ -54,6 +54,10 @@ class Retryable:
     reason: str
     delay: float | None = None
     """The seconds that it asks to wait; None if it does not say."""
+    status: int | None = None
+    """The HTTP status of its response; None without one."""
+    timed_out: bool = False
+    """Whether no response came in time, so that the receiver may have accepted the request nevertheless."""
 
     def describe(self, longest: float = MAX_RETRY_AFTER) -> str:
         """Return the reason and what the receiver asks for. longest: Seconds that the sender waits at most."""

@@ -35,10 +35,15 @@ _HEX = re.compile("(?:[0-9a-fA-F]{2})*")
 
 def read_json(body: bytes) -> protobuf_reader.ParsedRequest:
     """Return the contents of an ExportTraceServiceRequest in OTLP/JSON. See ``protobuf_reader.read_protobuf``."""
+    return protobuf_reader.to_parsed_request(read_message(body))
+
+
+def read_message(body: bytes) -> TracesData:
+    """Return an ExportTraceServiceRequest in OTLP/JSON as a message. See ``protobuf_reader.read_message``."""
     protobuf_reader.check_json_text(body)
     data = _load(body)
     protobuf_reader.check_json(data, protobuf_reader.default_max_spans(len(body)))
-    return protobuf_reader.to_parsed_request(_to_message(data))
+    return _to_message(data)
 
 
 def read_spans(body: bytes) -> list[Span]:

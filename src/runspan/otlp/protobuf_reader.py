@@ -362,6 +362,26 @@ def read_protobuf(body: bytes, without: Container[bytes] = ()) -> ParsedRequest:
     return to_parsed_request(parse_traces_data(body), without)
 
 
+def read_message(body: bytes) -> TracesData:
+    """Return an ExportTraceServiceRequest as it is. Raises the errors of ``read_protobuf`` about the whole body."""
+    check_protobuf(body, default_max_spans(len(body)))
+    return parse_traces_data(body)
+
+
+def read_own(span: WireSpan, scope: str) -> Span | None:
+    """Return a span that has the attribute ``runspan.role``; None for a foreign span.
+
+    Raises ValueError with the reason if ``read_protobuf`` would reject the span.
+    """
+    reason = _too_many_parts(span)
+    pairs = [] if reason else _pairs(span)
+    own = ROLE in map(itemgetter(0), pairs)
+    reason = reason or _invalid(span, span.trace_id, span.span_id, own)
+    if reason:
+        raise ValueError(reason)
+    return to_span(span, pairs, scope) if own else None
+
+
 def read_spans(body: bytes) -> list[Span]:
     """Return all spans of a TracesData or ExportTraceServiceRequest, including foreign spans. Raises PayloadError."""
     return all_spans(parse_traces_data(body))

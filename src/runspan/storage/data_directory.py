@@ -25,7 +25,7 @@ OPEN_TIMEOUT: Final = 10.0
 SESSIONS_FILE: Final = "sessions.sqlite3"
 INDEX_FILE: Final = "index.sqlite3"
 """It is made from the store, and made again when it is not there."""
-_DATABASES: Final = ("runspan", "index", "keys", "sessions")
+_DATABASES: Final = ("runspan", "index", "keys", "sessions", "usage")
 _STAGING: Final = "restore-staging"
 """Incomplete files. After an interrupted restore the folder may be deleted."""
 _READY: Final = "restore-ready"

@@ -22,6 +22,7 @@ from runspan.codec.decode import verify_run
 from runspan.codec.fields import RUN_ID
 from runspan.contracts import TraceReader
 from runspan.errors import DocumentError, NotFound, PayloadUnsupported, QueryError, TraceIncomplete
+from runspan.forward import Forwarder
 from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import rfc3339
@@ -214,7 +215,7 @@ def get_trace(trace_id: str) -> Response:
 @writes.post(
     "/api/v1/runs",
     tags=[RUNS],
-    responses={200: schemas.StoredRunResponse, 201: schemas.StoredRunResponse},
+    responses={200: schemas.StoredRunResponse, 201: schemas.StoredRunResponse, 202: schemas.StoredRunResponse},
     operation_id="pushRun",
     openapi_extensions={
         "requestBody": {
@@ -226,24 +227,34 @@ def get_trace(trace_id: str) -> Response:
 def push_run() -> Response:
     """Store a run document. Idempotent: the same document again changes nothing.
 
-    An unfinished document that is older than the stored end of its run changes nothing either.
+    An unfinished document that is older than the stored end of its run changes nothing either. A server before a remote
+    backend answers 202 once the Collector that it forwards to has acknowledged the document.
     """
     context = current_context()
-    writer = cast("SqliteStore", context.writer)  # this route is registered only with one
+    writer = cast("SqliteStore | Forwarder", context.writer)  # this route is registered only with one
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE)
     if request.mimetype != JSON:
         raise PayloadUnsupported(where="Content-Type", expected=JSON, got=repr(request.mimetype[:60]))
     body = read_body(request, context.config.max_body)
     with context.turn(principal.tenant, len(body)):
         run = Run.from_json(body)
-        result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
-    if result.rejected:
-        raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
+        trace_id = run_ids(run.id, principal.tenant).trace_id
+        with context.charged(principal.tenant, [trace_id], len(body)):
+            result = writer.put(run, tenant=principal.tenant, observed_at=context.clock())
+            if result.rejected:
+                raise DocumentError(result.rejected[0].reason, where=f"run {run.id}")
     if result.changed:
         context.metrics.runs_stored.inc()
-    stored = schemas.StoredRun(id=run.id, traceId=run_ids(run.id, principal.tenant).trace_id.hex(), new=result.changed)
+    forwarded = result.changed and isinstance(writer, Forwarder)
+    stored = schemas.StoredRun(
+        id=run.id,
+        traceId=trace_id.hex(),
+        new=None if forwarded else result.changed,
+    )
     return Response(
-        schemas.StoredRunResponse(data=stored).model_dump_json(), 201 if result.changed else 200, content_type=JSON
+        schemas.StoredRunResponse(data=stored).model_dump_json(exclude_none=True),
+        202 if forwarded else 201 if result.changed else 200,
+        content_type=JSON,
     )
 
 

@@ -17,6 +17,7 @@ from runspan._version import __version__
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import TraceReader
 from runspan.errors import AccessError, RunspanError, error_status
+from runspan.forward import Forwarder
 from runspan.web.api import OpenApiBlueprint, RunId, read_only, reads, writes
 from runspan.web.api_keys import RUNS_READ, ApiKeyStore
 from runspan.web.config import WebConfig
@@ -30,6 +31,7 @@ from runspan.web.pages.views import login, pages
 from runspan.web.request import AppContext, current_context
 from runspan.web.schemas import HealthBody, ReadinessBody
 from runspan.web.sessions import SessionStore
+from runspan.web.usage import UsageStore
 from runspan.web.windows import Windows
 
 logger = logging.getLogger("runspan.web")
@@ -39,28 +41,31 @@ OPERATIONS: Final = Tag(name="operations", description="Health checks and metric
 
 def create_app(
     reader: TraceReader,
-    writer: SqliteStore | None = None,
+    writer: SqliteStore | Forwarder | None = None,
     *,
     config: WebConfig | None = None,
     keys: ApiKeyStore | None = None,
     sessions: SessionStore | None = None,
     windows: Windows | None = None,
     clock: Callable[[], int] = time.time_ns,
+    usage: UsageStore | None = None,
 ) -> Flask:
     """Return the application over a backend.
 
     - ``reader`` answers the queries of the API.
-    - ``writer`` is the store of documents and spans. Without one, the routes that write answer 501.
+    - ``writer`` is the store of documents and spans, or passes them on to a Collector before the backend. Without one,
+      the routes that write answer 501.
     - ``keys`` are the API keys. Without them, or while none was ever created, anyone may use the application who
       reaches it by a name of loopback or of ``config.allowed_hosts``.
     - ``sessions`` are the logins of browsers. By default they last as long as the application.
     - ``windows`` count requests for rate limits. By default they do in memory, for this application alone.
     - ``clock`` returns the current time in nanoseconds since 1970.
+    - ``usage`` counts what each tenant sends, and has the quotas of it. Without one, nothing is counted.
 
     ``app.extensions["runspan"]`` is the ``AppContext``, for further routes.
     """
     config = config or WebConfig()
-    context = AppContext(reader, writer, config, keys, sessions, windows, clock)
+    context = AppContext(reader, writer, config, keys, sessions, windows, clock, usage)
     app = OpenAPI(
         "runspan.web",
         info=Info(title="runspan", version=__version__, description="Workflow runs, exactly as they were sent in."),

@@ -32,6 +32,8 @@ class WebConfig:
     ``OriginGuard``. A server with keys accepts any name."""
     metrics_open: bool = True
     """Whether ``/metrics`` requires no key. It contains counts, never the content of a run."""
+    tenant_usage: bool = False
+    """Whether ``/metrics`` has what each tenant has sent today, by its name."""
     access_log: bool = False
     """Whether each request is logged to the logger ``runspan.access``."""
     stuck_after: float = 900.0

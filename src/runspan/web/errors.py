@@ -125,6 +125,8 @@ def _on_runspan_error(error: errors.RunspanError) -> Response:
         error = without_place(error)
     if isinstance(error, errors.PayloadTimeout) and request.path == OTLP_PATH:
         status = 503  # the same spans may arrive in time when they are sent again
+    if isinstance(error, errors.BackendRefused) and request.path == OTLP_PATH:
+        status = 500  # a sender would retry a 502, and be refused again
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return error_response(status, code, str(error), _details(error), headers)

@@ -21,9 +21,11 @@ from runspan.web.windows import SharedWindows, Windows
 
 if TYPE_CHECKING:
     from runspan.storage.postgres import PostgresDatabase
+from runspan.web.usage import UsageStore
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 _WORKFLOW = ("runspan_workflow_id",)
+_TENANT = ("runspan_tenant",)
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -38,6 +40,7 @@ class Metrics:
         *,
         stuck_after: int = 900 * SECOND,
         stuck_max_age: int = 7 * 86_400 * SECOND,
+        usage: UsageStore | None = None,
     ) -> None:
         """Include the backend's own metrics if it is a ``SqliteStore``, which knows cheaply what it contains.
 
@@ -45,7 +48,7 @@ class Metrics:
 
         ``clock`` returns nanoseconds since 1970. A run counts as stuck when its heartbeat is overdue by
         ``stuck_after`` nanoseconds, unless it was older than ``stuck_max_age`` when it was last observed. A suspended
-        run has an age until it is so old.
+        run has an age until it is so old. ``usage``: includes what each tenant has sent today.
         """
         self.registry = CollectorRegistry()
         self._requests = Counter(
@@ -83,6 +86,8 @@ class Metrics:
             self.registry.register(_IndexCollector(backend, clock))
         if isinstance(windows, SharedWindows):
             self.registry.register(_StateCollector(windows.database))
+        if usage is not None:
+            self.registry.register(_UsageCollector(usage))
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
 
     def observe_request(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -147,6 +152,34 @@ class _WaitingCollector(Collector):
         yield runs
         yield age
         yield waiting
+
+
+class _UsageCollector(Collector):
+    """What the tenants have sent today, at most ``MAX_TENANTS`` of them by name."""
+
+    def __init__(self, usage: UsageStore) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        try:
+            found = self._usage.today()
+        except RunspanError:
+            return
+        runs = GaugeMetricFamily(
+            "runspan_tenant_runs_today",
+            "Runs of which the tenant has sent something since midnight in UTC.",
+            labels=_TENANT,
+        )
+        size = GaugeMetricFamily(
+            "runspan_tenant_bytes_today",
+            "Bytes of request bodies that the tenant has sent since midnight in UTC.",
+            labels=_TENANT,
+        )
+        for item in found:
+            runs.add_metric([item.tenant], item.runs)
+            size.add_metric([item.tenant], item.bytes)
+        yield runs
+        yield size
 
 
 class _StoreCollector(Collector):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from flask import Response, request
@@ -10,8 +11,11 @@ from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from runspan.backends.sqlite import SqliteStore
-from runspan.contracts import Rejection
+from runspan.contracts import Rejection, WriteResult
+from runspan.delivery.config import REPLAY_HEADER
 from runspan.errors import PayloadUnsupported
+from runspan.forward import Forwarder
+from runspan.otlp import json, protobuf_reader
 from runspan.otlp.bulk_reader import read_request
 from runspan.otlp.json import read_json
 from runspan.web.api import SECURITY, TRACES, OpenApiBlueprint
@@ -49,20 +53,40 @@ receiver = OpenApiBlueprint("receiver", __name__, SECURITY)
 def export_traces() -> Response:
     """Store the spans of an OTLP/HTTP request, including those of other instrumentation in the same traces."""
     context = current_context()
-    writer = cast("SqliteStore", context.writer)  # this route is registered only with one
+    writer = cast("SqliteStore | Forwarder", context.writer)  # this route is registered only with one
     principal = context.authenticator.authorize(request.environ, RUNS_WRITE, TRACES_LIMIT)
     encoding = request.mimetype
     if encoding not in (PROTOBUF, JSON):
         raise PayloadUnsupported(where="Content-Type", expected=f"{PROTOBUF} or {JSON}", got=repr(encoding[:60]))
     body = read_body(request, context.config.max_body)
-    with context.turn(principal.tenant, len(body)):
-        received = read_request(body) if encoding == PROTOBUF else read_json(body)
-        rejected = writer.write(received, principal.tenant).rejected
-    metrics = context.metrics
-    metrics.spans_received.inc(received.total)
-    metrics.spans_rejected.inc(sum(rejection.spans for rejection in rejected))
-    metrics.runs_stored.inc(len(received.runs) + len({span.trace_id for span in received.spans}))
-    return _export_response(rejected, encoding)
+    if isinstance(writer, Forwarder):
+        result = _forward(writer, body, encoding, principal.tenant)
+    else:
+        with context.turn(principal.tenant, len(body)):
+            received = read_request(body) if encoding == PROTOBUF else read_json(body)
+            trace_ids = {run.trace_id for run in received.runs} | {span.trace_id for span in received.spans}
+            with context.charged(principal.tenant, trace_ids, len(body)):
+                result = writer.write(received, principal.tenant)
+        context.metrics.runs_stored.inc(len(trace_ids))
+    rejected_spans = sum(rejection.spans for rejection in result.rejected)
+    context.metrics.spans_received.inc(result.accepted + rejected_spans)
+    context.metrics.spans_rejected.inc(rejected_spans)
+    return _export_response(result.rejected, encoding)
+
+
+def _forward(forwarder: Forwarder, body: bytes, encoding: str, tenant: str) -> WriteResult:
+    context = current_context()
+    with context.turn(tenant, len(body)):
+        message = protobuf_reader.read_message(body) if encoding == PROTOBUF else json.read_message(body)
+    headers = ((REPLAY_HEADER, "true"),) if REPLAY_HEADER in request.headers else ()
+
+    @contextmanager
+    def charged(trace_ids: Collection[bytes]) -> Iterator[None]:
+        with context.charged(tenant, trace_ids, len(body)):
+            yield
+        context.metrics.runs_stored.inc(len(trace_ids))
+
+    return forwarder.write(message, tenant, headers, charged)
 
 
 def _export_response(rejected: Sequence[Rejection], encoding: str) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 
 from flask import Request, current_app
@@ -12,6 +12,7 @@ from isal import isal_zlib
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import TraceReader
 from runspan.errors import PayloadError, PayloadTooLarge, PayloadUnsupported
+from runspan.forward import Forwarder
 from runspan.model.timestamps import SECOND
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.auth import Authenticator, OriginGuard, RateLimiter
@@ -19,6 +20,7 @@ from runspan.web.config import WebConfig
 from runspan.web.links import PublicUrl, check_trace_links
 from runspan.web.metrics import Metrics
 from runspan.web.sessions import SessionCookie, SessionStore
+from runspan.web.usage import UsageStore
 from runspan.web.windows import LocalWindows, Windows
 
 LARGE_BODY = 256 << 10
@@ -31,12 +33,13 @@ class AppContext:
     def __init__(
         self,
         reader: TraceReader,
-        writer: SqliteStore | None,
+        writer: SqliteStore | Forwarder | None,
         config: WebConfig,
         keys: ApiKeyStore | None,
         sessions: SessionStore | None,
         windows: Windows | None,
         clock: Callable[[], int],
+        usage: UsageStore | None = None,
     ) -> None:
         self.reader = reader
         self.writer = writer
@@ -54,14 +57,20 @@ class AppContext:
         self.authenticator = Authenticator(keys, config, origin_guard, windows, self.session_cookie)
         self.failed_logins = RateLimiter("failed logins", config.logins_per_minute, windows)
         """Counts wrong keys by client address."""
+        self._usage = usage
         self.metrics = Metrics(
             reader,
             windows,
             clock,
+            usage=usage if config.tenant_usage else None,
             stuck_after=int(config.stuck_after * SECOND),
             stuck_max_age=int(config.stuck_max_age * SECOND),
         )
         self._turns: dict[str, threading.Lock] = {}
+
+    def charged(self, tenant: str, trace_ids: Collection[bytes], size: int) -> AbstractContextManager[object]:
+        """Return what to hold while a request is written that counts towards a tenant's quotas; see ``UsageStore``."""
+        return nullcontext() if self._usage is None else self._usage.charged(tenant, trace_ids, size)
 
     def turn(self, tenant: str, size: int = LARGE_BODY) -> AbstractContextManager[object]:
         """Return what to hold while a request of so many bytes is parsed and stored.

@@ -412,8 +412,10 @@ class StoredRun(BaseModel):
 
     id: str
     traceId: str
-    new: bool = Field(
-        description="False if exactly this document was stored before, or if it is an older state of a finished run."
+    new: bool | None = Field(
+        None,
+        description="False if exactly this document was stored before, or if it is an older state of a finished run. "
+        "Absent if the document was forwarded, since nobody knows yet what the backend makes of it.",
     )
 
 

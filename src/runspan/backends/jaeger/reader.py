@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from itertools import islice, product
 from typing import Final
@@ -48,6 +49,7 @@ from runspan.errors import BackendRefused, BackendTimeout, NotFound
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
 from runspan.model.timestamps import rfc3339
+from runspan.otlp.env import Headers
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
@@ -97,6 +99,14 @@ class JaegerReader:
         self._hints: dict[_ListKind, DensityHint] = {}
         self._limits: StoreLimits | None = None
         self._resource_spans = ResourceSpanCache()
+
+    def with_headers(self, headers: Headers) -> JaegerReader:
+        """See ``remote.tenants.HeaderReader``. The cache is shared: what it returns follows from a response alone."""
+        other = copy(self)
+        other._http = self._http.with_headers(headers)
+        other._search_api = other._limits = None
+        other._hints = {}
+        return other
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """See ``TraceReader``. Retry an incomplete trace for about a second.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from copy import copy
 from threading import BoundedSemaphore
 from typing import Final
 
@@ -14,6 +15,7 @@ from runspan.errors import BackendBusy, BackendError, BackendRefused, BackendUnr
 from runspan.http.client import ErrorHints, HttpClient, Response
 from runspan.http.retry import parse_retry_after
 from runspan.model.span import Span, run_ids
+from runspan.otlp.env import Headers
 
 JSON: Final = "application/json"
 PROTOBUF: Final = "application/protobuf"
@@ -44,6 +46,7 @@ class RemoteClient:
     def __init__(self, config: RemoteConfig) -> None:
         self.config = config
         self._secrets = config.secrets
+        self._headers: Headers = ()
         self._in_flight = BoundedSemaphore(config.concurrency)
         self._client = HttpClient(
             config.base,
@@ -54,6 +57,12 @@ class RemoteClient:
             max_bytes=config.max_bytes,
             hints=_HINTS,
         )
+
+    def with_headers(self, headers: Headers) -> RemoteClient:
+        """Return a client that sends further headers over the same connections, within the same limits."""
+        other = copy(self)
+        other._headers = headers
+        return other
 
     @property
     def name(self) -> str:
@@ -90,7 +99,7 @@ class RemoteClient:
             response = self._client.get(
                 path,
                 parameters,
-                headers={"accept": accept},
+                headers={"accept": accept, **dict(self._headers)},
                 timeout=max(deadline - time.monotonic(), 0.01),
                 secrets=self._secrets,
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from runspan.errors import ConfigError
+from runspan.errors import ConfigError, Forbidden
 from runspan.http.client import TlsConfig
 from runspan.http.urls import parse_base_url
 from runspan.otlp.env import Headers, basic_auth, read_headers, secret_parts, validate_headers
@@ -16,6 +17,10 @@ PREFIX: Final = "RUNSPAN_BACKEND_"
 HEADERS: Final = PREFIX + "HEADERS"
 TENANT_HEADERS: Final[Mapping[str, str]] = {"tempo": "x-scope-orgid", "jaeger": "x-tenant"}
 """The header for the tenant of each kind of backend, unless ``RUNSPAN_BACKEND_TENANT_HEADER`` overrides it."""
+
+_OF_RUNS: Final = "{tenant}"
+_TENANT_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9!_.*'()-]{1,150}")
+"""What Tempo takes as the name of one tenant: https://grafana.com/docs/mimir/latest/configure/about-tenant-ids/"""
 
 DEFAULT_TIMEOUT: Final = 15.0
 DEFAULT_CONCURRENCY: Final = 16
@@ -33,7 +38,11 @@ class RemoteConfig:
     """``http(s)://host:port/prefix`` without a login and a final slash."""
 
     headers: Headers = field(default=(), repr=False)
-    """Sent with every request, the login and the backend's tenant included. The values are secrets."""
+    """Sent with every request, the login included. The values are secrets."""
+
+    tenant_header: str = ""
+    tenant: str = ""
+    """The backend's own tenant, or a template with ``{tenant}`` for that of the runs; empty for none."""
 
     timeout: float = DEFAULT_TIMEOUT
     """Seconds for one request, and for the wait for one of the ``concurrency`` places before it."""
@@ -52,6 +61,28 @@ class RemoteConfig:
         return tuple(secret_parts(value for _, value in self.headers))
 
     @property
+    def has_tenants(self) -> bool:
+        """Whether the backend's tenant is another one for each tenant of runs."""
+        return _OF_RUNS in self.tenant
+
+    def tenant_headers(self, tenant: str) -> Headers:
+        """Return the header with the backend's tenant for a tenant of runs; none if the backend has no tenants.
+
+        Raises Forbidden if the runs have no tenant, or one that is no name for the backend: ``a|b`` would be two.
+        """
+        if not self.tenant:
+            return ()
+        name = self.tenant.replace(_OF_RUNS, tenant)
+        if self.has_tenants and not (tenant and _TENANT_NAME.fullmatch(name)):
+            raise Forbidden(
+                where="tenant",
+                expected="up to 150 letters, digits and some of !-_.*'(), which name a tenant of the backend",
+                got=repr(name[:160]) if tenant else "runs without a tenant",
+                hint="use a key of such a tenant: runspan keys create --tenant NAME",
+            )
+        return ((self.tenant_header, name),)
+
+    @property
     def name(self) -> str:
         """The backend as errors show it: ``Tempo at http://host:3200``."""
         return f"{self.kind.title()} at {self.base}"
@@ -61,8 +92,9 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
     """Return the config of ``KIND+http(s)://host:port/prefix`` and the ``RUNSPAN_BACKEND_…`` variables.
 
     HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT
-    is the backend's own tenant; TIMEOUT, CONCURRENCY, MAX_BYTES, CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as
-    in ``RemoteConfig``. ConfigError names the variable and never quotes a secret.
+    is the backend's own tenant, in which ``{tenant}`` stands for that of the runs; TIMEOUT, CONCURRENCY, MAX_BYTES,
+    CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as in ``RemoteConfig``. ConfigError names the variable and never
+    quotes a secret.
     """
     kind, base = _kind_and_base(url)
 
@@ -71,11 +103,14 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
         return env.get(PREFIX + name, "").strip()
 
     tenant, tenant_header = variable("TENANT"), variable("TENANT_HEADER") or TENANT_HEADERS[kind]
-    headers = [*_login(variable), *([(tenant_header, tenant)] if tenant else [])]
+    validate_headers(PREFIX + "TENANT", [(tenant_header, tenant)])
+    headers = [*_login(variable), *([] if _OF_RUNS in tenant or not tenant else [(tenant_header, tenant)])]
     return RemoteConfig(
         kind,
         base,
         headers=validate_headers(HEADERS, [*headers, *read_headers(HEADERS, variable("HEADERS"))]),
+        tenant_header=tenant_header.lower(),
+        tenant=tenant,
         timeout=_number("TIMEOUT", variable("TIMEOUT"), "seconds above 0", float, DEFAULT_TIMEOUT),
         concurrency=int(_number("CONCURRENCY", variable("CONCURRENCY"), "1 or more", int, DEFAULT_CONCURRENCY)),
         max_bytes=int(_number("MAX_BYTES", variable("MAX_BYTES"), "bytes", int, DEFAULT_MAX_BYTES)),

@@ -29,13 +29,10 @@ from runspan.backends.sqlite.revision import (
     RecentRevisions,
     RunColumns,
     StoredRevision,
-    first_revision,
     from_row,
     from_verified,
     is_exact_match,
     merge_fragments,
-    next_revision,
-    repeated_revision,
     revision_of,
     superseded_steps,
 )
@@ -52,6 +49,7 @@ from runspan.backends.sqlite.waiting import (
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import VerifiedRun, verify_growth, verify_run
 from runspan.codec.fields import DIGEST, ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
+from runspan.codec.revisions import WrittenState, first_revision, is_outdated, next_revision, repeated_revision
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.document import Run, latest_time, sort_time
@@ -235,7 +233,7 @@ class Ingester:
                     changes.reason = None  # the document itself is stored already
             return changes
         before = self._read_undamaged(connection, stored)
-        if before is not None and _is_outdated(run, before):
+        if before is not None and not run.finished and is_outdated(run, _written_state(before)):
             return changes
         if stored is not None:
             revision = next_revision(stored.revision, run, observed_at)
@@ -739,16 +737,8 @@ def _read_state(connection: sqlite3.Connection, trace_id: bytes, tenant: str) ->
     return queries.stored_head(connection, trace_id), queries.waiting(connection, trace_id, tenant)
 
 
-def _is_outdated(run: Run, stored: StoredRevision) -> bool:
-    """Return whether an unfinished document is older than the stored end of its run, or what followed it.
-
-    Over OTLP a revision of an unfinished run ranks below the end. A run that was reopened has a later time than its end
-    had.
-    """
-    if run.finished or stored.revision < ROOT_REVISION:
-        return False
-    latest, stored_latest = latest_time(run.envelope), latest_time(stored.run.envelope)
-    return latest < stored_latest or (latest == stored_latest and stored.run.finished)
+def _written_state(stored: StoredRevision) -> WrittenState:
+    return WrittenState(stored.revision, latest_time(stored.run.envelope), stored.run.finished)
 
 
 def _needs_others(spans: Sequence[Span]) -> bool:

@@ -320,23 +320,3 @@ def _has_step(span: Span, attributes: dict[str, Value], step: Step) -> bool:
 
 def _same_step(one: Step | None, other: Step) -> bool:
     return one == other and one is not None and one.extra == other.extra
-
-
-# Revision numbers.
-
-
-def first_revision(run: Run, observed_at: int) -> int:
-    """Return the revision of a document that is the first of its run."""
-    return fields.ROOT_REVISION if run.finished else observed_at
-
-
-def next_revision(stored: int, run: Run, observed_at: int) -> int:
-    """Return the revision of a changed document: always above the stored one."""
-    if stored >= fields.ROOT_REVISION:
-        return max(fields.ROOT_REVISION + observed_at, stored + 1)
-    return first_revision(run, max(observed_at, stored + 1))
-
-
-def repeated_revision(stored: int, observed_at: int) -> int:
-    """Return the revision of an unfinished run that was observed again as it is stored."""
-    return max(stored, observed_at + (fields.ROOT_REVISION if stored >= fields.ROOT_REVISION else 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from runspan.errors import BackendRefused, BackendTimeout, NotFound, PayloadErro
 from runspan.http.client import Response
 from runspan.model.span import Span
 from runspan.model.timestamps import SECOND
+from runspan.otlp.env import Headers
 from runspan.otlp.json import PROTOBUF_JSON_ERRORS
 from runspan.otlp.protobuf_reader import all_spans, read_spans
 
@@ -64,6 +66,14 @@ class TempoReader:
         self._searcher = WindowSearcher(self._http)
         self._hints: dict[object, WindowHint] = {}
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="tempo")
+
+    def with_headers(self, headers: Headers) -> TempoReader:
+        """See ``remote.tenants.HeaderReader``."""
+        other = copy(self)
+        other._http = self._http.with_headers(headers)
+        other._searcher = WindowSearcher(other._http)
+        other._hints = {}
+        return other
 
     def document(self, run_id: str, tenant: str = "") -> Document:
         """See ``TraceReader``. Retry an incomplete trace for about a second.
