@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from conformance.harness import MS, SECOND, T0, Harness, StoreByOtlp, make_run, running
 from conformance.jaeger import jaeger_by_otlp
+from conformance.opensearch import jaeger_on_opensearch_by_otlp
 from conformance.remote import tempo_by_otlp
+from conformance.sending import ByOtlp
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery, TraceReader
@@ -108,15 +110,19 @@ def items(reader: TraceReader, query: RunQuery) -> list[bytes]:
         query = replace(query, cursor=page.cursor)
 
 
-@pytest.fixture
+HARNESSES: Final[dict[str, Callable[[Any], ByOtlp]]] = {
+    "tempo": tempo_by_otlp,
+    "jaeger_memory": jaeger_by_otlp,
+    "jaeger_badger": jaeger_by_otlp,
+    "jaeger_opensearch": jaeger_on_opensearch_by_otlp,
+}
+
+
+@pytest.fixture(params=[("tempo", "jaeger_memory", "jaeger_badger"), ("jaeger_opensearch",)], ids="-".join)
 def backends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Harness]]:
-    """All backends at once, the embedded store first."""
+    """Several backends at once, the embedded store first."""
     with SqliteStore(tmp_path, index=True) as store:
-        remote = {
-            "tempo": tempo_by_otlp(request.getfixturevalue("tempo")),
-            "jaeger-memory": jaeger_by_otlp(request.getfixturevalue("jaeger_memory")),
-            "jaeger-badger": jaeger_by_otlp(request.getfixturevalue("jaeger_badger")),
-        }
+        remote = {name: HARNESSES[name](request.getfixturevalue(name)) for name in request.param}
         yield {"store": StoreByOtlp(store), **remote}
         for harness in remote.values():
             harness.close()

@@ -20,6 +20,7 @@ TENANT_HEADERS: Final[Mapping[str, str]] = {"tempo": "x-scope-orgid", "jaeger": 
 DEFAULT_TIMEOUT: Final = 15.0
 DEFAULT_CONCURRENCY: Final = 16
 DEFAULT_MAX_BYTES: Final = 512 << 20
+LOOKBACK_DAYS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class RemoteConfig:
     max_bytes: int = DEFAULT_MAX_BYTES
     """Of a response body."""
 
+    lookback_days: int = LOOKBACK_DAYS
+    """How far back a backend that refuses wide ranges of time is searched, one range after the other."""
+
     tls: TlsConfig = field(default_factory=TlsConfig)
 
     @property
@@ -61,8 +65,8 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
     """Return the config of ``KIND+http(s)://host:port/prefix`` and the ``RUNSPAN_BACKEND_…`` variables.
 
     HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT
-    is the backend's own tenant; TIMEOUT, CONCURRENCY, MAX_BYTES, CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as
-    in ``RemoteConfig``. ConfigError names the variable and never quotes a secret.
+    is the backend's own tenant; TIMEOUT, CONCURRENCY, MAX_BYTES, LOOKBACK_DAYS, CERTIFICATE, CLIENT_CERTIFICATE and
+    CLIENT_KEY are as in ``RemoteConfig``. ConfigError names the variable and never quotes a secret.
     """
     kind, base = _kind_and_base(url)
 
@@ -79,6 +83,7 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
         timeout=_number("TIMEOUT", variable("TIMEOUT"), "seconds above 0", float, DEFAULT_TIMEOUT),
         concurrency=int(_number("CONCURRENCY", variable("CONCURRENCY"), "1 or more", int, DEFAULT_CONCURRENCY)),
         max_bytes=int(_number("MAX_BYTES", variable("MAX_BYTES"), "bytes", int, DEFAULT_MAX_BYTES)),
+        lookback_days=int(_number("LOOKBACK_DAYS", variable("LOOKBACK_DAYS"), "days", int, LOOKBACK_DAYS)),
         tls=TlsConfig(
             certificate=variable("CERTIFICATE") or None,
             client_certificate=variable("CLIENT_CERTIFICATE") or None,
