@@ -24,7 +24,7 @@ from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import DIGEST
 from runspan.contracts import RunQuery
-from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
+from runspan.errors import BackendBusy, BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.model.document import sort_time
 from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_writer import Resource, request_bytes, scoped_bytes
@@ -422,6 +422,21 @@ def test_a_store_that_fails_for_any_range_is_an_error(jaeger: Jaeger, tenant: st
 
     with serving(respond) as url, reader_of(url) as reader, pytest.raises(BackendRefused, match="no shard"):
         reader.search(RunQuery(tenant))
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_an_overloaded_storage_is_busy(status: int) -> None:
+    """Jaeger says so in the message of HTTP 500; the caller may retry."""
+    message = f"search services failed: request failed, status code: {status}, body: no shard is available"
+    body = json.dumps({"error": {"httpCode": 500, "message": message}}).encode()
+    services = b'{"services":["runspan"]}'
+
+    def respond(path: str) -> tuple[int, str, bytes]:
+        return (500, "application/json", body) if "/traces" in path else (200, "application/json", services)
+
+    with serving(respond) as url, reader_of(url) as reader, pytest.raises(BackendBusy) as caught:
+        reader.document("r")
+    assert caught.value.retry_after == 1
 
 
 def test_responses_over_the_limit_are_requested_in_smaller_parts(jaeger: Jaeger, tenant: str) -> None:

@@ -21,7 +21,6 @@ from runspan.backends.jaeger.responses import (
 from runspan.backends.jaeger.search import LONG_RUN, DensityHint, Traces, WindowedSearch
 from runspan.backends.jaeger.search_api import (
     DAY,
-    STORAGE_FAILED,
     WRONG_PATH,
     SearchApi,
     StoreLimits,
@@ -29,6 +28,7 @@ from runspan.backends.jaeger.search_api import (
     detect_search_api,
     get_stored,
     patterns,
+    storage_error,
 )
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
@@ -143,7 +143,7 @@ class JaegerReader:
         """See ``TraceReader``."""
         response = get_stored(self._http, f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"})
         if response.status == 500:
-            raise self._http.refused(response, STORAGE_FAILED)
+            raise storage_error(self._http, response)
         if response.status == 404:
             if read_error(response.content) is None:
                 raise self._http.refused(response, WRONG_PATH)
@@ -248,7 +248,14 @@ class JaegerReader:
             return
         # Lists do not need the services that Jaeger knows, which it cannot tell for a long max_span_age.
         response = self._http.get(_NO_TRACE, accept_statuses=(404,), timeout=CHECK_SECONDS)
-        if response.status == 404 and read_error(response.content) is None:
+        try:
+            if response.status == 404:
+                is_jaeger = read_error(response.content) is not None
+            else:
+                is_jaeger = bool(read_trace(response.content))
+        except MalformedResponse:
+            is_jaeger = False
+        if not is_jaeger:
             raise self._http.refused(response, WRONG_PATH)
 
     def close(self) -> None:
@@ -309,7 +316,7 @@ class JaegerReader:
     def _read_trace(self, trace_id: str) -> list[FoundSpan]:
         response = get_stored(self._http, f"/api/v3/traces/{trace_id}", {"raw_traces": "true"})
         if response.status == 500:
-            raise self._http.refused(response, STORAGE_FAILED)
+            raise storage_error(self._http, response)
         return [] if response.status == 404 else find_traces(response.content)
 
     def _forget_server(self) -> None:

@@ -19,14 +19,15 @@ from runspan.backends.jaeger.response_cache import ResourceSpanCache
 from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
 from runspan.backends.remote.client import Parameters, RemoteClient
 from runspan.codec.fields import ROLE
-from runspan.errors import BackendRefused, QueryUnsupported
+from runspan.errors import BackendBusy, BackendError, BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.timestamps import MAX_NS
 
 END: Final = MAX_NS // 1000 + 1
 """Microseconds since 1970: after the last that a span can have."""
 WRONG_PATH: Final = "is this the address of Jaeger's query API, with its base path?"
-STORAGE_FAILED: Final = "Jaeger's log says why its storage failed"
+_BUSY: Final = re.compile("status code: (429|503)")
+"""In Jaeger's error: Elasticsearch or OpenSearch is overloaded, or an index is not ready yet."""
 _PANICS: Final = 3
 """How many requests in a row may meet a panic of Jaeger."""
 _ANY_DURATION: Final = "2562047h"
@@ -118,6 +119,14 @@ def get_stored(http: RemoteClient, path: str, parameters: Parameters) -> Respons
     return response
 
 
+def storage_error(http: RemoteClient, response: Response) -> BackendError:
+    """Return the error for HTTP 500."""
+    if _BUSY.search(read_error(response.content) or ""):
+        hint = "the storage is overloaded, or a new index is not ready yet; retry later"
+        return BackendBusy(f"HTTP {response.status}: {response.text()}", where=http.name, retry_after=1, hint=hint)
+    return http.refused(response, "Jaeger's log says why its storage failed")
+
+
 def detect_search_api(http: RemoteClient, cache: ResourceSpanCache) -> SearchApi:
     """Return the search API of this Jaeger. cache: decodes the responses of API v3.
 
@@ -142,7 +151,7 @@ def _decode(http: RemoteClient, response: Response, decode: Callable[[bytes], li
                 got=message,
                 hint="raise max_traces of Jaeger's memory storage",
             )
-        raise http.refused(response, STORAGE_FAILED)
+        raise storage_error(http, response)
     if response.status != 404:
         try:
             return decode(response.content)
