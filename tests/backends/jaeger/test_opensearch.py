@@ -29,6 +29,8 @@ from runspan.verify.diagnosis import MAX_NESTED_OBJECTS
 from support.servers.opensearch import JaegerOnOpenSearch, OpenSearch, jaeger_on
 from support.servers.programs import ROOT
 
+pytestmark = pytest.mark.campaign
+
 DAY: Final = 86_400 * SECOND
 NOT_SEARCHED: Final = f"runs that started more than {LOOKBACK_DAYS} days ago were not searched"
 
@@ -227,6 +229,18 @@ def test_the_shipped_configuration_gives_runs_back(opensearch: OpenSearch, tmp_p
         for age in (0, 60):
             result = checked(backend, canary(f"canary-{age}", now() - age * DAY), tenant, wait=120)
             assert (result.result, result.advice) == ("same", ()), result
+
+
+def test_long_names_of_indices_are_searched_in_smaller_parts(
+    opensearch: OpenSearch, tmp_path: Path, tenant: str
+) -> None:
+    """Jaeger's prefix makes the names so long that fewer days fit into a URL."""
+    run = make_run("old", now() - 99 * DAY)
+    with jaeger_on(opensearch, tmp_path, prefix="p" * 80) as server, by_otlp(server) as backend:
+        backend.send(run, make_run("new", now()), tenant=tenant)
+        assert ids(backend.reader.search(RunQuery(tenant))) == ["new", "old"]
+    with jaeger_on(opensearch, tmp_path, prefix=server.prefix) as server, by_otlp(server) as backend:
+        assert backend.reader.document("old", tenant).text == run.text
 
 
 @contextmanager

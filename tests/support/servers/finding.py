@@ -40,6 +40,7 @@ def find(name: str, image: str, takes_otlp: bool = True) -> Place | str:
     """The first place that answers, else why there is none.
 
     ``RUNSPAN_TEST_TEMPO`` is the query API of a running server, ``RUNSPAN_TEST_TEMPO_OTLP`` where it takes OTLP/HTTP.
+    ``RUNSPAN_TEST_OPENSEARCH`` stands alone, since runs are sent to a Jaeger in front of it.
     """
     variable = f"RUNSPAN_TEST_{name.upper()}"
     url, otlp = os.environ.get(variable), os.environ.get(f"{variable}_OTLP")

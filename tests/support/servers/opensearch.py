@@ -98,12 +98,14 @@ class JaegerOnOpenSearch:
 
 
 @contextmanager
-def jaeger_on(opensearch: OpenSearch, directory: Path, **settings: Any) -> Iterator[JaegerOnOpenSearch]:
-    """Yield a Jaeger with its traces in this OpenSearch. settings: of its storage."""
+def jaeger_on(
+    opensearch: OpenSearch, directory: Path, *, prefix: str = "", **settings: Any
+) -> Iterator[JaegerOnOpenSearch]:
+    """Yield a Jaeger with its traces in this OpenSearch. prefix: of its indices. settings: of its storage."""
     place = require("jaeger", jaeger.IMAGE)
     if place.urls is not None:
         missing("opensearch", f"{place.how} has a storage of its own")
-    prefix = f"t{uuid4().hex[:8]}"
+    prefix = prefix or f"t{uuid4().hex[:8]}"
     indices = settings.pop("indices", {}) | {"index_prefix": prefix}
     storage = {"server_urls": [opensearch.url], "indices": indices, **settings}
     server = start_jaeger(place, directory, jaeger.OPENSEARCH, opensearch=storage)

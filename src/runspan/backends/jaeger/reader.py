@@ -65,7 +65,7 @@ from runspan.otlp.protobuf_writer import Resource
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
-"""How long all searches of one list may take together; each has the timeout of the config."""
+"""How long all searches for a list or a run may take together; each has the timeout of the config."""
 SCAN_SECONDS: Final = 10.0
 """How long a list searches that has to read all runs, before it ends with what it has found."""
 
@@ -183,12 +183,7 @@ class JaegerReader:
 
         def search_all(conditions: Sequence[_Condition], lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
-                raise BackendTimeout(
-                    where=self._http.name,
-                    expected=f"the list within {LIST_SECONDS:g} seconds",
-                    got="a search that takes longer",
-                    hint="ask for a later time, a workflow or a status",
-                )
+                raise self._late("the list", "ask for a later time, a workflow or a status")
             searches = product(services, conditions)
             return [
                 _by_trace(
@@ -282,7 +277,7 @@ class JaegerReader:
         if limits is None:
             limits = detect_limits(search, services[0] if services else Resource().service_name, now)
             # An empty store shows nothing: with an alias it has no index that could refuse a search.
-            self._limits = limits if services else None
+            self._limits = limits if services or limits.is_elastic else None
         if self._services is None and limits.is_elastic and Resource().service_name not in services:
             # Jaeger notes a service once in hours, in the index of a span's day, which may be too old to be read.
             services = [*services, Resource().service_name]
@@ -293,16 +288,19 @@ class JaegerReader:
 
         A trace is read there by its id from later days only. Empty for every other store.
         """
-        now = self._clock() // 1000
         if self._limits is not None and not self._limits.is_elastic:
             return []
+        now = self._clock() // 1000
         services, search, limits = self._searched(now)
         attributes = patterns({RUN_ID: run_id})
         if not limits.is_elastic or not attributes:
             return []
+        deadline = self._monotonic() + LIST_SECONDS
         spans = self._read_trace(trace_id.hex())
         for lo, hi in limits.ranges(now, self._http.config.lookback_days * DAY):
             for service in services:
+                if self._monotonic() > deadline:
+                    raise self._late("the run", "name its services in RUNSPAN_BACKEND_SERVICES")
                 # A span that lies near the edge of a range is found in both.
                 known = {span.span_id for span in spans}
                 found = search(service, attributes, 0, lo, hi, _TRACES_OF_RUN)
@@ -317,7 +315,11 @@ class JaegerReader:
         response = get_stored(self._http, f"/api/v3/traces/{trace_id}", {"raw_traces": "true"})
         if response.status == 500:
             raise storage_error(self._http, response)
-        return [] if response.status == 404 else find_traces(response.content)
+        try:
+            found = [] if response.status == 404 else find_traces(response.content)
+        except MalformedResponse:
+            raise self._http.refused(response, WRONG_PATH) from None
+        return [span for span in found if span.trace_id == trace_id]
 
     def _forget_server(self) -> None:
         """Detect search API and limits again, since the server may have another version or another store by now."""
@@ -334,6 +336,10 @@ class JaegerReader:
             return read_services(response.content)
         except MalformedResponse:
             raise self._http.refused(response, WRONG_PATH) from None
+
+    def _late(self, what: str, hint: str) -> BackendTimeout:
+        expected = f"{what} within {LIST_SECONDS:g} seconds"
+        return BackendTimeout(where=self._http.name, expected=expected, got="a search that takes longer", hint=hint)
 
     def _not_found(self, what: str) -> NotFound:
         return NotFound(

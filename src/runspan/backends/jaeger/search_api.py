@@ -209,8 +209,16 @@ def detect_limits(search: SearchApi, service: str, now: int) -> StoreLimits:
     try:
         search(service, {}, 0, now + DAY, END, 1)
     except BackendRefused:
-        return StoreLimits(is_elastic=True, max_width=LIMITED_WIDTH)
-    return StoreLimits(is_elastic=True)
+        width = LIMITED_WIDTH
+    else:
+        return StoreLimits(is_elastic=True)
+    while width > DAY:
+        try:
+            search(service, {}, 0, now + DAY - width, now + DAY, 1)
+            break
+        except BackendRefused:
+            width //= 2  # the names of its indices are long
+    return StoreLimits(is_elastic=True, max_width=width)
 
 
 ELASTIC_START: Final = 365 * DAY
