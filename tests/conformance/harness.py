@@ -21,6 +21,7 @@ T0 = 1_760_000_000_000_000_000
 """The start of the first run of a test, nanoseconds since 1970: whole milliseconds."""
 MS = 1_000_000
 SECOND = 1_000_000_000
+EVER = (0, 1 << 63)
 
 
 class Harness(Protocol):
@@ -30,6 +31,8 @@ class Harness(Protocol):
     lists_by_summary: bool
     """Whether a list shows a run as soon as its revision span is there, which proves the list item without the steps.
     Otherwise it shows complete revisions only. ``document`` proves the run in either case."""
+    finds: tuple[int, int]
+    """From when to when spans can start that the backend finds, in nanoseconds since 1970."""
 
     def send(self, *runs: Run, tenant: str, observed_at: int = ...) -> None:
         """Send runs as observed at this time, and return when the reader can read them."""
@@ -67,6 +70,7 @@ class StoreByDocument:
     reader: SqliteStore
     keeps_all_spans: bool = True
     lists_by_summary = False
+    finds = EVER
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
         for run in runs:

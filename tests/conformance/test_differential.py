@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from conformance.harness import MS, SECOND, T0, Harness, StoreByOtlp, make_run, running
 from conformance.jaeger import jaeger_by_otlp
+from conformance.opensearch import jaeger_on_opensearch_by_otlp
 from conformance.remote import tempo_by_otlp
+from conformance.sending import ByOtlp
 from runspan import Run
 from runspan.backends.sqlite import SqliteStore
 from runspan.contracts import Cursor, RunQuery, TraceReader
@@ -20,6 +22,8 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 
 RUNS = 600
 QUERIES = 300
+OPENSEARCH_QUERIES = 80
+"""Each run of each page is read by its id there."""
 SEED = 20261128
 DAY = 86_400 * SECOND
 
@@ -108,15 +112,19 @@ def items(reader: TraceReader, query: RunQuery) -> list[bytes]:
         query = replace(query, cursor=page.cursor)
 
 
-@pytest.fixture
+HARNESSES: Final[dict[str, Callable[[Any], ByOtlp]]] = {
+    "tempo": tempo_by_otlp,
+    "jaeger_memory": jaeger_by_otlp,
+    "jaeger_badger": jaeger_by_otlp,
+    "jaeger_opensearch": jaeger_on_opensearch_by_otlp,
+}
+
+
+@pytest.fixture(params=[("tempo", "jaeger_memory", "jaeger_badger"), ("jaeger_opensearch",)], ids="-".join)
 def backends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Harness]]:
-    """All backends at once, the embedded store first."""
+    """Several backends at once, the embedded store first."""
     with SqliteStore(tmp_path, index=True) as store:
-        remote = {
-            "tempo": tempo_by_otlp(request.getfixturevalue("tempo")),
-            "jaeger-memory": jaeger_by_otlp(request.getfixturevalue("jaeger_memory")),
-            "jaeger-badger": jaeger_by_otlp(request.getfixturevalue("jaeger_badger")),
-        }
+        remote = {name: HARNESSES[name](request.getfixturevalue(name)) for name in request.param}
         yield {"store": StoreByOtlp(store), **remote}
         for harness in remote.values():
             harness.close()
@@ -126,7 +134,8 @@ def test_all_backends_answer_alike(backends: dict[str, Harness], tenant: str) ->
     """The same ids and summaries in the same order, for every query."""
     chance = random.Random(SEED)
     runs = random_runs(chance)
-    queries = [random_query(chance, tenant) for _ in range(QUERIES)]
+    count = OPENSEARCH_QUERIES if "jaeger_opensearch" in backends else QUERIES
+    queries = [random_query(chance, tenant) for _ in range(count)]
     expected: list[list[bytes]] = []
     for name, harness in backends.items():
         harness.send(*runs, tenant=tenant, observed_at=T0 + 11 * DAY)

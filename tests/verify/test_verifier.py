@@ -252,6 +252,19 @@ def test_missing_spans_are_counted() -> None:
     assert any("max_bytes_per_trace" in line for line in verdict.advice)
 
 
+@pytest.mark.parametrize(("megabytes", "is_advised"), [(18, False), (20, True)])
+def test_a_lost_span_with_many_attributes_is_explained_by_their_limit(megabytes: int, is_advised: bool) -> None:
+    """OpenSearch drops a span with more than 10,000 nested objects: a long text has one for every 2000 bytes."""
+    document = run_of().to_dict()
+    document["steps"] = [document["steps"][0] | {"output": "x" * (megabytes * 10**6)}]
+    backend = Backend(document=[NotFound()], always=True)
+    verdict, _ = check(backend, Run.from_dict(document), kind="jaeger")
+    assert any("nested_objects.limit" in line for line in verdict.advice) is is_advised
+    damaged = Backend(document=[TraceIncomplete("x", missing=("step 1",))], always=True, spans=lambda all: all[-1:])
+    verdict, _ = check(damaged, Run.from_dict(document), kind="jaeger")
+    assert any("nested_objects.limit" in line for line in verdict.advice) is is_advised
+
+
 def test_another_revision_differs_from_an_unreadable_response() -> None:
     """A newer revision that was sent earlier is not the backend's fault."""
     verdict, _ = check(Backend(answer=Document(b'{"id":"c"}')), run_of())

@@ -18,6 +18,19 @@ _BLOCK_RETENTION: Final = (
     "backend_worker.compaction.block_retention: counted from the end of a span, 336h by default, so older runs are "
     "deleted within an hour"
 )
+MAX_NESTED_OBJECTS: Final = 10_000
+"""Of a document, by default, in Elasticsearch and OpenSearch: Jaeger stores each attribute of a span as one."""
+_NESTED_OBJECTS: Final = (
+    "index.mapping.nested_objects.limit of Elasticsearch or OpenSearch, 10000 by default: a span with more attributes "
+    "is dropped although the sender gets status 200"
+)
+_SPAN_AGE: Final = (
+    "max_span_age of Elasticsearch and OpenSearch: a trace is read by its id from the days of this age only, 72h by "
+    "default; as long as runs are kept"
+)
+_LOOKBACK: Final = (
+    "RUNSPAN_BACKEND_LOOKBACK_DAYS: lists over Elasticsearch and OpenSearch reach from tomorrow back to then"
+)
 _MAX_BYTES: Final = (
     "overrides.defaults.global.max_bytes_per_trace: what exceeds it, 5 MB by default, is dropped although the sender "
     "gets status 200; 0: no limit"
@@ -37,6 +50,8 @@ class SpanDamage:
     """The bytes of the longest of them."""
     changed: int = 0
     """Attributes that came back with another value, or not at all."""
+    nested_objects: int = 0
+    """What the largest missing span has; see ``count_nested_objects``."""
 
     def __str__(self) -> str:
         parts = []
@@ -63,10 +78,11 @@ def _values(span: Span) -> dict[tuple[object, ...], Value]:
 def span_damage(sent: Sequence[Span], found: Sequence[Span]) -> SpanDamage:
     """Compare spans by their ids. Additional spans and attributes are no damage."""
     by_id = {span.span_id: span for span in found}
-    missing = cut = cut_at = changed = 0
+    missing = cut = cut_at = changed = nested_objects = 0
     for span in sent:
         if span.span_id not in by_id:
             missing += 1
+            nested_objects = max(nested_objects, count_nested_objects(span))
             continue
         values = _values(by_id[span.span_id])
         for key, value in _values(span).items():
@@ -80,7 +96,15 @@ def span_damage(sent: Sequence[Span], found: Sequence[Span]) -> SpanDamage:
                 cut_at = max(cut_at, len(kept.encode()))
             else:
                 changed += 1
-    return SpanDamage(len(sent), missing, cut, cut_at, changed)
+    return SpanDamage(len(sent), missing, cut, cut_at, changed, nested_objects)
+
+
+def count_nested_objects(span: Span) -> int:
+    """Return how many nested objects Jaeger makes of a span in Elasticsearch and OpenSearch, but for a few.
+
+    These are its attributes, its events with their names and attributes, and its links.
+    """
+    return len(span.attributes()) + sum(2 + len(event.attributes) for event in span.events) + len(span.links)
 
 
 def advice_on_damage(kind: str, damage: SpanDamage) -> tuple[str, ...]:
@@ -92,6 +116,8 @@ def advice_on_damage(kind: str, damage: SpanDamage) -> tuple[str, ...]:
         lines.append("attributes are cut on the way: look for a limit on their length in the Collector")
     if damage.missing and kind == TEMPO:
         lines.append(_MAX_BYTES)
+    elif damage.missing and damage.nested_objects > MAX_NESTED_OBJECTS:
+        lines.append(_NESTED_OBJECTS)
     elif damage.missing:
         lines.append("the ttl of Jaeger's storage, and its limit on a span's size: spans expire one by one")
     if damage.missing or damage.changed:
@@ -99,8 +125,11 @@ def advice_on_damage(kind: str, damage: SpanDamage) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def advice_on_absence(kind: str, age: float) -> tuple[str, ...]:
-    """Return which settings let a backend keep a trace at all. age: Seconds since the run's end."""
+def advice_on_absence(kind: str, age: float, nested_objects: int = 0) -> tuple[str, ...]:
+    """Return which settings let a backend keep a trace at all.
+
+    age: Seconds since the run's end. nested_objects: Of its largest span; see ``count_nested_objects``.
+    """
     lines: list[str] = []
     if kind == TEMPO:
         if age > DAY:
@@ -111,11 +140,19 @@ def advice_on_absence(kind: str, age: float) -> tuple[str, ...]:
             "dropped although the sender gets status 200; 0: no limit",
         ]
     elif kind == JAEGER:
+        if nested_objects > MAX_NESTED_OBJECTS:
+            lines.append(_NESTED_OBJECTS)
         lines += [
             "max_traces of the memory storage: the oldest trace is removed first; ttl.spans of Badger",
+            *([_SPAN_AGE] if age > DAY else []),
             "multi_tenancy: what is received over OTLP cannot be read by any tenant",
         ]
     return (*lines, _PATH)
+
+
+def advice_on_unreadable_trace(kind: str) -> tuple[str, ...]:
+    """Return which settings let a backend find the trace of a run by its id, if the run comes back the same without."""
+    return (_SPAN_AGE,) if kind == JAEGER else ()
 
 
 def advice_on_search(kind: str, age: float) -> tuple[str, ...]:
@@ -123,7 +160,8 @@ def advice_on_search(kind: str, age: float) -> tuple[str, ...]:
     if kind == JAEGER:
         return (
             "the service name: lists look for runs under the one that they were sent with",
-            "max_traces of the memory storage, and max_span_age of Elasticsearch, 72h by default",
+            "max_traces of the memory storage",
+            *([_LOOKBACK] if abs(age) > DAY else []),
         )
     if kind != TEMPO:
         return ()

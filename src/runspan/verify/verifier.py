@@ -15,7 +15,16 @@ from runspan.contracts import MAX_LIMIT, Cursor, RunQuery, TraceReader
 from runspan.model.document import RUN_STATUSES, Run, sort_time, str_or_none
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import SECOND, parse_ns
-from runspan.verify.diagnosis import SpanDamage, advice_on_absence, advice_on_damage, advice_on_search, span_damage
+from runspan.verify.diagnosis import (
+    DAY,
+    JAEGER,
+    SpanDamage,
+    advice_on_absence,
+    advice_on_damage,
+    advice_on_search,
+    advice_on_unreadable_trace,
+    span_damage,
+)
 
 Result = Literal["same", "not in lists", "different", "incomplete", "not found", "rejected", "unreadable"]
 
@@ -101,6 +110,7 @@ def verify(
             pause = min(2 * pause, MAX_PAUSE)
     for check in checks:
         check.note_cut_attributes()
+        check.note_unreadable_trace()
     return [check.result for check in checks]
 
 
@@ -182,13 +192,14 @@ class _RunCheck:
         if result.result == "not in lists":
             result.advice = advice_on_search(self.kind, self._age())
         elif result.result == "not found":
-            result.advice = advice_on_absence(self.kind, self._age())
+            nested_objects = span_damage(self._encoded(), []).nested_objects
+            result.advice = advice_on_absence(self.kind, self._age(), nested_objects)
             result.detail = result.detail or error
         else:
             damage = self._damage(self._encoded())
             result.advice = advice_on_damage(self.kind, damage)
             if damage.missing == damage.expected and result.result == "incomplete":
-                result.advice = advice_on_absence(self.kind, self._age())
+                result.advice = advice_on_absence(self.kind, self._age(), damage.nested_objects)
             result.detail = "; ".join(filter(None, (str(damage), result.detail)))
 
     def note_cut_attributes(self) -> None:
@@ -200,6 +211,16 @@ class _RunCheck:
         if damage.cut:
             self.result.detail = f"{damage}, none that the document needs"
             self.result.advice = advice_on_damage(self.kind, damage)
+
+    def note_unreadable_trace(self) -> None:
+        """If an old document is the same, note that its trace is not found by its id: viewers do not show it then."""
+        if self.kind != JAEGER or self.result.result != "same" or self._age() < DAY:
+            return
+        try:
+            self.reader.spans(bytes.fromhex(self.result.trace_id))
+        except errors.NotFound:
+            self.result.detail = "found by a search only: its trace cannot be read by its id"
+            self.result.advice = (*self.result.advice, *advice_on_unreadable_trace(self.kind))
 
     def _encoded(self) -> list[Span]:
         return encode(self.run, tenant=self.tenant, observed_at=self.now)

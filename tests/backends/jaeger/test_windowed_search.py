@@ -15,16 +15,12 @@ from conformance.harness import MS, SECOND, T0, make_run, running
 from runspan import encode
 from runspan.backends.jaeger.responses import FoundSpan
 from runspan.backends.jaeger.search import (
-    DAY,
-    END,
-    LIMITED_WIDTH,
-    LOOKBACK_DAYS,
     DensityHint,
-    DepthRefused,
     SearchRange,
-    StoreLimits,
     WindowedSearch,
 )
+from runspan.backends.jaeger.search_api import DAY, END, LIMITED_WIDTH, DepthRefused, StoreLimits
+from runspan.backends.remote.config import LOOKBACK_DAYS
 from runspan.codec.fields import DIGEST
 from runspan.contracts import Cursor, RunQuery
 from runspan.errors import BackendRefused

@@ -36,15 +36,16 @@ USED: Final[set[str]] = set()
 
 
 @cache
-def find(name: str, image: str) -> Place | str:
+def find(name: str, image: str, takes_otlp: bool = True) -> Place | str:
     """The first place that answers, else why there is none.
 
     ``RUNSPAN_TEST_TEMPO`` is the query API of a running server, ``RUNSPAN_TEST_TEMPO_OTLP`` where it takes OTLP/HTTP.
+    ``RUNSPAN_TEST_OPENSEARCH`` stands alone, since runs are sent to a Jaeger in front of it.
     """
     variable = f"RUNSPAN_TEST_{name.upper()}"
     url, otlp = os.environ.get(variable), os.environ.get(f"{variable}_OTLP")
-    if url and otlp:
-        return Place(name, urls=(url.rstrip("/"), otlp.rstrip("/")))
+    if url and (otlp or not takes_otlp):
+        return Place(name, urls=(url.rstrip("/"), (otlp or "").rstrip("/")))
     if url or otlp:
         return f"{variable} and {variable}_OTLP must both be set"
     program = shutil.which(name)
@@ -57,9 +58,9 @@ def find(name: str, image: str) -> Place | str:
     return f"no {variable}, no program {name} on PATH, and no container engine: {reason}"
 
 
-def require(name: str, image: str) -> Place:
+def require(name: str, image: str, *, takes_otlp: bool = True) -> Place:
     """The place; without one the test is skipped with the reason, or fails when ``RUNSPAN_REQUIRE`` names it."""
-    place = find(name, image)
+    place = find(name, image, takes_otlp)
     if not isinstance(place, Place):
         missing(name, place)
     USED.add(place.how)

@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
 from itertools import islice, product
 from typing import Final
 
 from runspan.backends.jaeger.response_cache import ResourceSpanCache
-from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, read_error, read_services, read_trace
-from runspan.backends.jaeger.search import (
+from runspan.backends.jaeger.responses import (
+    FoundSpan,
+    MalformedResponse,
+    find_traces,
+    read_error,
+    read_services,
+    read_trace,
+)
+from runspan.backends.jaeger.search import LONG_RUN, DensityHint, Traces, WindowedSearch
+from runspan.backends.jaeger.search_api import (
     DAY,
-    END,
-    LIMITED_WIDTH,
-    LONG_RUN,
-    STORAGE_FAILED,
     WRONG_PATH,
-    DensityHint,
     SearchApi,
     StoreLimits,
-    Traces,
-    WindowedSearch,
+    detect_limits,
     detect_search_api,
     get_stored,
+    patterns,
+    storage_error,
 )
 from runspan.backends.remote.client import RemoteClient, document_of, fetch_with_retry, trace_id_of
 from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.remote.filters import check_order
-from runspan.codec.decode import RunSummary
-from runspan.codec.fields import MAX_ATTRIBUTE_BYTES, ROLE, ROLE_REVISION, ROLE_RUN, RUN_TABLE, TENANT, WORKFLOW_ID
+from runspan.codec.decode import RunSummary, verify_run
+from runspan.codec.fields import (
+    MAX_ATTRIBUTE_BYTES,
+    ROLE,
+    ROLE_REVISION,
+    ROLE_RUN,
+    RUN_ID,
+    RUN_TABLE,
+    TENANT,
+    WORKFLOW_ID,
+)
 from runspan.codec.full_text import SEARCHED
 from runspan.codec.semconv import ERROR_TYPE, RUN_ERRORS
 from runspan.contracts import (
@@ -45,15 +59,16 @@ from runspan.contracts import (
     stats_unsupported,
     stopped_note,
 )
-from runspan.errors import BackendRefused, BackendTimeout, NotFound
+from runspan.errors import BackendRefused, BackendTimeout, NotFound, TraceIncomplete
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
 from runspan.model.timestamps import rfc3339
 from runspan.otlp.env import Headers
+from runspan.otlp.protobuf_writer import Resource
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
-"""How long all searches of one list may take together; each has the timeout of the config."""
+"""How long all searches for a list or a run may take together; each has the timeout of the config."""
 SCAN_SECONDS: Final = 10.0
 """How long a list searches that has to read all runs, before it ends with what it has found."""
 
@@ -61,6 +76,14 @@ _MIN_GAP_RUNS: Final = 10
 """Runs of a page whose average gap replaces an earlier one."""
 _MAX_HINTS: Final = 256
 """How many kinds of lists have a hint."""
+_NO_TRACE: Final = f"/api/v3/traces/{1:032x}?raw_traces=true"
+_TOO_LONG_AGE: Final = (
+    "Jaeger names an index for each day of max_span_age in one URL: shorten it to 2160h, raise "
+    "http.max_initial_line_length of Elasticsearch or OpenSearch, or name the services of the runs in "
+    "RUNSPAN_BACKEND_SERVICES"
+)
+_TRACES_OF_RUN: Final = 100
+"""Traces with the id of one run: its own, those of its callers, and those of other tenants."""
 _STATUS, _TRIGGER = (
     next(field.key for field in RUN_TABLE.labels if field.member == member) for member in ("status", "trigger_type")
 )
@@ -99,6 +122,7 @@ class JaegerReader:
         self._hints: dict[_ListKind, DensityHint] = {}
         self._limits: StoreLimits | None = None
         self._resource_spans = ResourceSpanCache()
+        self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix="jaeger")
 
     def with_headers(self, headers: Headers) -> JaegerReader:
         """See ``remote.tenants.HeaderReader``. The cache is shared: what it returns follows from a response alone."""
@@ -114,18 +138,23 @@ class JaegerReader:
         The run of a trace is the one asked for, because its trace id is derived from its id and tenant.
         """
         trace_id = trace_id_of(run_id, tenant)
+        first: list[list[Span]] = []
         try:
             # Jaeger returns at once what it has stored, so only an incomplete trace is worth a retry.
-            first = [self.spans(trace_id)]
-            return document_of(fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep))
-        except NotFound:
-            raise self._not_found(f"run {run_id!r}") from None
+            first.append(self.spans(trace_id))
+            verified = fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep)
+            spans = self._searched_spans(run_id, trace_id) if verified.incomplete else []
+        except (NotFound, TraceIncomplete) as error:
+            spans = self._searched_spans(run_id, trace_id)
+            if not spans:
+                raise (self._not_found(f"run {run_id!r}") if isinstance(error, NotFound) else error) from None
+        return document_of(verify_run(spans) if spans else verified)
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
         response = get_stored(self._http, f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"})
         if response.status == 500:
-            raise self._http.refused(response, STORAGE_FAILED)
+            raise storage_error(self._http, response)
         if response.status == 404:
             if read_error(response.content) is None:
                 raise self._http.refused(response, WRONG_PATH)
@@ -150,11 +179,13 @@ class JaegerReader:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
         check_order(query, self._http.name)
         conditions = _conditions(query)
-        # Every list fetches them, so that runs of a new service are not left out.
-        services = self._fetch_services() if self._services is None else self._services
-        if not conditions or not services:
+        if not conditions:
             return Page([])
-        search = self._search_api = self._search_api or detect_search_api(self._http, self._resource_spans)
+        now = self._clock() // 1000
+        # Every list fetches them, so that runs of a new service are not left out.
+        services, search, limits = self._searched(now)
+        if not services:
+            return Page([])
         began = self._monotonic()
         deadline = began + LIST_SECONDS
 
@@ -163,29 +194,34 @@ class JaegerReader:
 
         def search_all(conditions: Sequence[_Condition], lo: int, hi: int, depth: int) -> list[Traces]:
             if self._monotonic() > deadline:
-                raise BackendTimeout(
-                    where=self._http.name,
-                    expected=f"the list within {LIST_SECONDS:g} seconds",
-                    got="a search that takes longer",
-                    hint="ask for a later time, a workflow or a status",
-                )
+                raise self._late("the list", "ask for a later time, a workflow or a status")
             searches = product(services, conditions)
             return [
-                _by_trace(search(service, attributes, shortest, lo, hi, depth))
+                _by_trace(
+                    search(service, patterns(attributes) if limits.is_elastic else attributes, shortest, lo, hi, depth)
+                )
                 for service, (attributes, shortest) in searches
             ]
 
-        now = self._clock() // 1000
         edges = (query.stuck_before is None, query.is_by_end)
         # Where the others lie says how wide to search, if all of them are read.
         contents = (None, None) if _reads_all(query) else (query.trigger, query.error_code)
         kind = (query.tenant, query.workflow_id, query.statuses, edges, contents)
         hint = self._hints.get(kind) or DensityHint(now)
         try:
-            limits = self._detected_limits(search, services[0], now)
             long_runs = partial(search_all, _long_run_conditions(query, conditions))
             scan = is_late if _reads_all(query) else None
-            windows = WindowedSearch(partial(search_all, conditions), query, hint, limits, now, scan, long_runs)
+            windows = WindowedSearch(
+                partial(search_all, conditions),
+                query,
+                hint,
+                limits,
+                now,
+                scan,
+                long_runs,
+                self._read_traces if limits.is_elastic else None,
+                self._http.config.lookback_days,
+            )
             rows = list(islice(windows.rows(), query.limit + 1))
         except BackendRefused:
             self._forget_server()
@@ -213,10 +249,24 @@ class JaegerReader:
 
     def check(self) -> None:
         """See ``TraceReader``."""
-        self._fetch_services(CHECK_SECONDS)
+        if self._services is None:
+            self._fetch_services(CHECK_SECONDS)
+            return
+        # Lists do not need the services that Jaeger knows, which it cannot tell for a long max_span_age.
+        response = self._http.get(_NO_TRACE, accept_statuses=(404,), timeout=CHECK_SECONDS)
+        try:
+            if response.status == 404:
+                is_jaeger = read_error(response.content) is not None
+            else:
+                is_jaeger = bool(read_trace(response.content))
+        except MalformedResponse:
+            is_jaeger = False
+        if not is_jaeger:
+            raise self._http.refused(response, WRONG_PATH)
 
     def close(self) -> None:
         """See ``TraceReader``."""
+        self._pool.shutdown()
         self._http.close()
 
     def _save_hint(self, kind: _ListKind, hint: DensityHint, query: RunQuery, rows: list[RunSummary]) -> None:
@@ -230,40 +280,86 @@ class JaegerReader:
             self._hints.clear()
         self._hints[kind] = hint
 
-    def _detected_limits(self, search: SearchApi, service: str, now: int) -> StoreLimits:
-        """Return what the store accepts.
-
-        Elasticsearch and OpenSearch refuse a range of centuries, because its indices are named in a URL. So the future
-        is searched once, and when that fails, a day: a store that fails there too is not limited but broken.
-        """
+    def _searched(self, now: int) -> tuple[Sequence[str], SearchApi, StoreLimits]:
+        """Return the services of the runs, and how the store is searched for them. now: microseconds since 1970."""
+        services = self._fetch_services() if self._services is None else self._services
+        search = self._search_api = self._search_api or detect_search_api(self._http, self._resource_spans)
         limits = self._limits
-        if limits is not None:
-            return limits
-        limits = StoreLimits()
+        if limits is None:
+            limits = detect_limits(search, services[0] if services else Resource().service_name, now)
+            # An empty store shows nothing: with an alias it has no index that could refuse a search.
+            self._limits = limits if services or limits.is_elastic else None
+        if self._services is None and limits.is_elastic and Resource().service_name not in services:
+            # Jaeger notes a service once in hours, in the index of a span's day, which may be too old to be read.
+            services = [*services, Resource().service_name]
+        return services, search, limits
+
+    def _searched_spans(self, run_id: str, trace_id: bytes) -> list[Span]:
+        """Return the spans of a run in Elasticsearch or OpenSearch, those before ``max_span_age`` too, by a search.
+
+        A trace is read there by its id from later days only. Empty for every other store.
+        """
+        if self._limits is not None and not self._limits.is_elastic:
+            return []
+        now = self._clock() // 1000
+        services, search, limits = self._searched(now)
+        attributes = patterns({RUN_ID: run_id})
+        if not limits.is_elastic or not attributes:
+            return []
+        deadline = self._monotonic() + LIST_SECONDS
+        spans = self._read_trace(trace_id.hex())
+        for lo, hi in limits.ranges(now, self._http.config.lookback_days * DAY):
+            for service in services:
+                if self._monotonic() > deadline:
+                    raise self._late("the run", "name its services in RUNSPAN_BACKEND_SERVICES")
+                # A span that lies near the edge of a range is found in both.
+                known = {span.span_id for span in spans}
+                found = search(service, attributes, 0, lo, hi, _TRACES_OF_RUN)
+                spans += [span for span in found if span.trace_id == trace_id.hex() and span.span_id not in known]
+        return [span.span() for span in spans]
+
+    def _read_traces(self, trace_ids: Sequence[str]) -> Iterable[list[FoundSpan]]:
+        """Return the spans of each trace by its id, in hex, several at a time."""
+        return self._pool.map(self._read_trace, trace_ids)
+
+    def _read_trace(self, trace_id: str) -> list[FoundSpan]:
+        response = get_stored(self._http, f"/api/v3/traces/{trace_id}", {"raw_traces": "true"})
+        if response.status == 500:
+            raise storage_error(self._http, response)
         try:
-            search(service, {}, 0, now + DAY, END, 1)
-        except BackendRefused:
-            search(service, {}, 0, now, now + DAY, 1)
-            limits.max_width = LIMITED_WIDTH
-        self._limits = limits
-        return limits
+            found = [] if response.status == 404 else find_traces(response.content)
+        except MalformedResponse:
+            raise self._http.refused(response, WRONG_PATH) from None
+        return [span for span in found if span.trace_id == trace_id]
 
     def _forget_server(self) -> None:
         """Detect search API and limits again, since the server may have another version or another store by now."""
         self._search_api = self._limits = None
 
     def _fetch_services(self, timeout: float | None = None) -> list[str]:
-        response = self._http.get("/api/v3/services", timeout=timeout)
+        try:
+            response = self._http.get("/api/v3/services", timeout=timeout)
+        except BackendRefused as error:
+            if "too_long_http_line" in str(error):
+                error.hint = _TOO_LONG_AGE
+            raise
         try:
             return read_services(response.content)
         except MalformedResponse:
             raise self._http.refused(response, WRONG_PATH) from None
 
+    def _late(self, what: str, hint: str) -> BackendTimeout:
+        expected = f"{what} within {LIST_SECONDS:g} seconds"
+        return BackendTimeout(where=self._http.name, expected=expected, got="a search that takes longer", hint=hint)
+
     def _not_found(self, what: str) -> NotFound:
         return NotFound(
             "not in this Jaeger",
             where=f"{what} in {self._http.name}",
-            hint="it was never sent there, was sent for another tenant, or is past retention",
+            hint="it was never sent there, was sent for another tenant, is past retention, or lies where Jaeger does "
+            "not look: in Elasticsearch and OpenSearch a trace is read by its id within max_span_age, 72h by default, "
+            f"and a run is searched for from tomorrow back to {self._http.config.lookback_days} days ago; nothing of "
+            "1970 is found, where a run without any time lies",
         )
 
 

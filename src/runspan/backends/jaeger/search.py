@@ -9,170 +9,26 @@ has them.
 
 Jaeger compares attributes with whole values only. A list by anything else reads all runs of its time, and ends early
 when that takes long: its cursor is where it came to.
-
-Attributes are searched by API v3, or by the legacy API where v3 ignores them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median_high
 from typing import Final
 
-import msgspec
-
-from runspan.backends.jaeger.response_cache import ResourceSpanCache
-from runspan.backends.jaeger.responses import FoundSpan, MalformedResponse, find_legacy_traces, read_error
-from runspan.backends.remote.client import Parameters, RemoteClient
+from runspan.backends.jaeger.responses import FoundSpan
+from runspan.backends.jaeger.search_api import DAY, ELASTIC_START, END, DepthRefused, StoreLimits
+from runspan.backends.remote.config import LOOKBACK_DAYS
 from runspan.backends.remote.filters import match_trace, needs_document
 from runspan.codec.decode import RunSummary
 from runspan.codec.fields import DIGEST, REVISION, RUN_ID, TENANT
 from runspan.codec.full_text import Match
 from runspan.contracts import RunQuery, conflict_note, damaged_note, older_revision_note
-from runspan.errors import BackendRefused, QueryUnsupported, TraceIncomplete
-from runspan.http.client import Response, ResponseTooLarge
-from runspan.model.timestamps import MAX_NS
+from runspan.errors import BackendRefused, TraceIncomplete
+from runspan.http.client import ResponseTooLarge
 
-END: Final = MAX_NS // 1000 + 1
-"""Microseconds since 1970: after the last that a span can have."""
-WRONG_PATH: Final = "is this the address of Jaeger's query API, with its base path?"
-STORAGE_FAILED: Final = "Jaeger's log says why its storage failed"
-_PANICS: Final = 3
-"""How many requests in a row may meet a panic of Jaeger."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-# One search.
-
-
-class DepthRefused(QueryUnsupported):
-    """The store does not search that deep: the memory storage refuses more than ``max_traces``."""
-
-
-SearchApi = Callable[[str, Mapping[str, str], int, int, int, int], list[FoundSpan]]
-"""One of the two search APIs: called with service, attributes, shortest, lo, hi and depth.
-
-It returns the spans of at most ``depth`` complete traces. All traces that have a span of the service with these
-attributes, ``shortest`` microseconds long or longer, which starts in ``lo <= microsecond < hi`` match; and some others,
-since no store matches exactly that. It raises DepthRefused when the depth is too high, and BackendRefused when the
-store fails.
-"""
-
-
-def _search_v3(
-    http: RemoteClient,
-    cache: ResourceSpanCache,
-    service: str,
-    attributes: Mapping[str, str],
-    shortest: int,
-    lo: int,
-    hi: int,
-    depth: int,
-) -> list[FoundSpan]:
-    """Search by API v3, which compares attributes since Jaeger 2.19."""
-    parameters: dict[str, str | int] = {
-        "query.service_name": service,
-        "query.start_time_min": _timestamp(lo),
-        # Both ends are inclusive. One microsecond more than needed also finds what Badger omits from the last one:
-        # trace ids that begin with ff.
-        "query.start_time_max": _timestamp(hi),
-        "query.search_depth": depth,
-        # Without this Jaeger adjusts the traces, and its memory storage keeps the change.
-        "query.raw_traces": "true",
-    }
-    if shortest:
-        parameters["query.duration_min"] = f"{shortest}us"
-    if attributes:
-        parameters["query.attributes"] = msgspec.json.encode(attributes).decode()
-    response = get_stored(http, "/api/v3/traces", parameters)
-    if response.status == 404 and read_error(response.content) is not None:
-        return []
-    return _decode(http, response, cache.find)
-
-
-def _search_legacy(
-    http: RemoteClient, service: str, attributes: Mapping[str, str], shortest: int, lo: int, hi: int, depth: int
-) -> list[FoundSpan]:
-    """Search by the legacy API, which has microseconds only and was removed after Jaeger 2.20."""
-    parameters: dict[str, str | int] = {
-        "service": service,
-        "start": lo,
-        "end": min(hi, END - 1),
-        "limit": depth,
-        "raw": "true",
-    }
-    if shortest:
-        parameters["minDuration"] = f"{shortest}us"
-    if attributes:
-        parameters["tags"] = msgspec.json.encode(attributes).decode()
-    response = get_stored(http, "/api/traces", parameters)
-    return _decode(http, response, find_legacy_traces)
-
-
-def get_stored(http: RemoteClient, path: str, parameters: Parameters) -> Response:
-    """Return the response to a request for stored spans, also with HTTP 404 or 500.
-
-    Jaeger's memory storage copies traces without its lock, and panics when one is written meanwhile: HTTP 500 with an
-    empty body, which the next request need not meet.
-    """
-    for _ in range(_PANICS):
-        response = http.get(path, parameters, accept_statuses=(404, 500))
-        if response.status != 500 or response.content:
-            break
-    return response
-
-
-def detect_search_api(http: RemoteClient, cache: ResourceSpanCache) -> SearchApi:
-    """Return the search API of this Jaeger. cache: decodes the responses of API v3.
-
-    Trace summaries and attributes in a search came with the same release; an API v3 without attributes would ignore
-    them silently. A Jaeger with summaries refuses a request without times in JSON, and changes nothing in the store.
-    """
-    response = http.get("/api/v3/trace-summaries", accept_statuses=(400, 404))
-    if response.status == 400 and read_error(response.content) is not None:
-        return partial(_search_v3, http, cache)
-    if response.status == 400:
-        raise http.refused(response, WRONG_PATH)
-    return partial(_search_legacy, http)
-
-
-def _decode(http: RemoteClient, response: Response, decode: Callable[[bytes], list[FoundSpan]]) -> list[FoundSpan]:
-    if response.status == 500:
-        message = read_error(response.content)
-        if message is not None and "search depth" in message:
-            raise DepthRefused(
-                where=http.name,
-                expected="a store that searches for more than one trace",
-                got=message,
-                hint="raise max_traces of Jaeger's memory storage",
-            )
-        raise http.refused(response, STORAGE_FAILED)
-    if response.status != 404:
-        try:
-            return decode(response.content)
-        except MalformedResponse:
-            pass
-    raise http.refused(response, WRONG_PATH)
-
-
-def _timestamp(us: int) -> str:
-    if us >= END:
-        return "2262-04-11T23:47:16.854775807Z"
-    return (_EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-# A list.
-
-DAY: Final = 86_400_000_000
-"""Microseconds."""
-LIMITED_WIDTH: Final = 100 * DAY
-"""The widest range that is searched at once in a store that refuses wide ones. Elasticsearch and OpenSearch have an
-index for each day, and refuse a URL with the names of more than about 170."""
-LOOKBACK_DAYS: Final = 400
-"""How far back a list reaches in such a store."""
 _FIRST_WIDTH: Final = 3_600_000_000
 """Microseconds of the first window without a hint: an hour. Later windows follow from what was found."""
 _SAMPLE_DEPTH: Final = 8
@@ -186,9 +42,15 @@ Traces = Mapping[str, Sequence[FoundSpan]]
 """Spans by trace id."""
 SearchRange = Callable[[int, int, int], Sequence[Traces]]
 """Search ``lo <= start < hi`` in microseconds with a depth; return the traces of each of several searches."""
+ReadTraces = Callable[[Sequence[str]], Iterable[Sequence[FoundSpan]]]
+"""Return the spans of each of several traces; none for a trace that is not found."""
 LONG_RUN: Final = 3_600_000_000
 """Microseconds. Of the runs in a list by the time of the end, those that started so long before that time are at least
 so long. Jaeger finds them by the length of the run span, whenever they started."""
+_OUTSIDE_NOTE: Final = (
+    "runs that started outside max_span_age of Jaeger's storage are listed as they were near their start: "
+    "later revisions may be missing"
+)
 _LONG_RUN_WIDTH: Final = 7 * DAY
 """Of the first window of such runs, of which there are few."""
 
@@ -204,13 +66,17 @@ class DensityHint:
 
 
 @dataclass(slots=True)
-class StoreLimits:
-    """Which searches a store accepts, as far as earlier ones showed it."""
+class _Row:
+    """What the spans of a trace say of a list."""
 
-    max_depth: int = 0
-    """Traces; 0 when unknown."""
-    max_width: int | None = None
-    """Microseconds of a range; None when the store accepts every range, also one in the future."""
+    run: RunSummary | None = None
+    """The run, if it is in the list."""
+    match: Match | None = None
+    notes: dict[tuple[int, str], None] = field(default_factory=dict)
+    """As those of ``WindowedSearch``."""
+
+    def note(self, time: int, text: str) -> None:
+        self.notes[time, text] = None
 
 
 class WindowedSearch:
@@ -221,6 +87,9 @@ class WindowedSearch:
     now: microseconds since 1970, from which a store that refuses wide ranges is searched back.
     is_late: whether the list is to end with what was found; None for a list of what the searches find.
     search_long_runs: searches for runs of the length ``LONG_RUN`` or longer, and runs that changed after their end.
+    read_traces: reads traces by their ids, in hex, if a search does not return whole traces: the newest revision of a
+    run may lie far from the one that was found.
+    lookback_days: how far a store that refuses wide ranges is searched back.
     """
 
     def __init__(
@@ -232,9 +101,13 @@ class WindowedSearch:
         now: int,
         is_late: Callable[[], bool] | None = None,
         search_long_runs: SearchRange | None = None,
+        read_traces: ReadTraces | None = None,
+        lookback_days: int = LOOKBACK_DAYS,
     ) -> None:
         self._search_range = search_range
         self._search_long_runs = search_long_runs or search_range
+        self._read_traces = read_traces
+        self._lookback_days = lookback_days
         self._query = query
         self._before = query.before
         self._hint = hint
@@ -248,41 +121,52 @@ class WindowedSearch:
         """Where runs contain the text of the query, by their id; of more runs than were asked for."""
         self.notes: dict[tuple[int, str], None] = {}
         """What was found and cannot be listed as it is, once each: time in nanoseconds since 1970, and text."""
+        self._wanted = query.limit + 1
         self._is_sample = hint.gap is None
         depth = max(_MIN_DEPTH, 2 * (query.limit + 1)) if is_late is None else _SCAN_DEPTH
         self._depth = min(depth, limits.max_depth) if limits.max_depth else depth
 
     def rows(self) -> Iterator[RunSummary]:
         """Yield the runs that meet the query, in its order, from its cursor on."""
-        query, newest = self._query, self._hint.newest
+        query = self._query
         hi = END if self._before is None else min(self._before[0] // 1000 + 1, END)
-        since = lowest = 0 if query.since is None else max(query.since, 0) // 1000
+        since = 0 if query.since is None else max(query.since, 0) // 1000
+        latest, earliest, limit = END, 0, ""
+        if self._limits.is_elastic:
+            earliest, limit = ELASTIC_START, "before 1971"
         if self._limits.max_width is not None:
-            hi, lowest = min(hi, self._now + DAY), max(since, self._now - LOOKBACK_DAYS * DAY)
-        wanted = query.limit + 1
-        width = _FIRST_WIDTH if self._hint.gap is None else self._hint.gap * (wanted + 1)
-        long_runs = None if query.ended_since is None else query.ended_since // 1000 - LONG_RUN
+            latest, earliest = self._now + DAY, self._now - self._lookback_days * DAY
+            limit = f"more than {self._lookback_days} days ago"
+        if since >= latest:
+            self._note(END * 1000, "runs that start later than a day from now were not searched")
+        yield from self._rows_of(max(since, earliest), min(hi, latest))
+        if since < earliest and self.ended_at is None:
+            self._note(0, f"runs that started {limit} were not searched")
+
+    def _rows_of(self, lowest: int, hi: int) -> Iterator[RunSummary]:
+        """Yield the runs of a range, newest first, until the page is full or the list is late."""
+        newest = self._hint.newest
+        width = _FIRST_WIDTH if self._hint.gap is None else self._hint.gap * (self._wanted + 1)
+        long_runs = None if self._query.ended_since is None else self._query.ended_since // 1000 - LONG_RUN
         while hi > lowest:
             if long_runs is not None and hi <= long_runs:
                 self._search_range, self._is_sample = self._search_long_runs, False
                 width, long_runs = _LONG_RUN_WIDTH, None
             top = max(min(hi, newest + 1), lowest + 1)
             lo = max(lowest, top - max(width, 1), long_runs or 0)
-            traces, lo = self._newest_part(lo, hi, wanted)
+            traces, lo = self._newest_part(lo, hi, self._wanted)
             rows = self._rows(traces, lo, hi)
             yield from rows
-            wanted -= len(rows)
+            self._wanted -= len(rows)
             # An empty stretch above the newest row says nothing about the density below it.
             top = rows[0].time // 1000 + 1 if rows else max(newest, lo + 1)
-            width = int((min(hi, top) - lo) * self._growth(len(traces), len(rows), wanted))
+            width = int((min(hi, top) - lo) * self._growth(len(traces), len(rows), self._wanted))
             hi = lo
             # Each page must end before the one that it follows. Time without runs is searched in a few windows.
             is_further = self._before is None or hi * 1000 < self._before[0]
             if traces and hi > lowest and is_further and self._is_late():
                 self.ended_at = hi * 1000
                 return
-        if lowest > since:
-            self._note(0, f"runs that started more than {LOOKBACK_DAYS} days ago were not searched")
 
     def _newest_part(self, lo: int, hi: int, wanted: int) -> tuple[Traces, int]:
         """Return all traces of the newest part of a range, and where it begins."""
@@ -357,11 +241,29 @@ class WindowedSearch:
         return traces, all(len(result) < depth for result in results)
 
     def _rows(self, traces: Traces, lo: int, hi: int) -> list[RunSummary]:
-        rows = [row for spans in traces.values() if (row := self._row(spans, lo, hi)) is not None]
-        return sorted(rows, key=lambda row: (row.time, row.run_id), reverse=True)
+        """Return the runs of these traces that belong to the list and to this window, newest first."""
+        rows = {trace_id: self._read_row(spans, lo, hi) for trace_id, spans in traces.items()}
+        if self._read_traces is not None:
+            doubtful = [trace_id for trace_id, row in rows.items() if row.run is not None or row.notes]
+            for trace_id, whole in zip(doubtful, self._read_traces(doubtful), strict=True):
+                rows[trace_id] = self._read_row(self._joined(whole, traces[trace_id]), lo, hi)
+        for row in rows.values():
+            self.notes |= row.notes
+        self.matches |= {row.run.run_id: row.match for row in rows.values() if row.run is not None and row.match}
+        runs = [row.run for row in rows.values() if row.run is not None]
+        return sorted(runs, key=lambda run: (run.time, run.run_id), reverse=True)
 
-    def _row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> RunSummary | None:
-        """Return the run of a trace when it belongs to the list and to this window."""
+    def _joined(self, whole: Sequence[FoundSpan], found: Sequence[FoundSpan]) -> list[FoundSpan]:
+        """Return the spans of a trace as it was read by its id, and those that only the search found."""
+        by_id = {span.span_id for span in whole}
+        others = [span for span in found if span.span_id not in by_id]
+        if others:
+            self._note(0, _OUTSIDE_NOTE)
+        return [*whole, *others]
+
+    def _read_row(self, spans: Sequence[FoundSpan], lo: int, hi: int) -> _Row:
+        """Return the run as these spans show it."""
+        row = _Row()
         items: list[RunSummary] = []
         damaged: list[tuple[FoundSpan, tuple[str, ...]]] = []
         for found in spans:
@@ -378,27 +280,27 @@ class WindowedSearch:
                 attributes = found.span().attributes()
                 if lo <= found.start < hi and attributes.get(TENANT, "") == self._query.tenant:
                     run_id = attributes.get(RUN_ID, f"of trace {found.trace_id}")
-                    self._note(found.start * 1000, damaged_note(str(run_id)))
-            return None
+                    row.note(found.start * 1000, damaged_note(str(run_id)))
+            return row
         if not (lo <= run.time // 1000 < hi and self._belongs(run)):
-            return None
+            return row
         if self._needs_document:
             match = match_trace(self._query, run, [found.span() for found in spans])
             if match.unproved:
-                self._note(run.time, match.unproved)
+                row.note(run.time, match.unproved)
             if not match.is_match:
-                return None
-            if match.text is not None:
-                self.matches[run.run_id] = match.text
+                return row
+            row.match = match.text
         for found, missing in damaged:
             attributes = found.span().attributes()
             revision, digest = attributes.get(REVISION), attributes.get(DIGEST)
             if type(revision) is int and (revision, str(digest)) > _rank(run):
-                self._note(run.time, older_revision_note(run.run_id, missing))
+                row.note(run.time, older_revision_note(run.run_id, missing))
         others = {item.digest for item in items if item.revision == run.revision} - {run.digest}
         if others:
-            self._note(run.time, conflict_note(run.run_id, sorted(others)))
-        return run
+            row.note(run.time, conflict_note(run.run_id, sorted(others)))
+        row.run = run
+        return row
 
     def _belongs(self, run: RunSummary) -> bool:
         """Return whether a run meets the query and comes after its cursor."""

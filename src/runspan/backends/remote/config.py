@@ -25,6 +25,7 @@ _TENANT_NAME: Final = re.compile(r"(?!\.\.?$)[A-Za-z0-9!_.*'()-]{1,150}")
 DEFAULT_TIMEOUT: Final = 15.0
 DEFAULT_CONCURRENCY: Final = 16
 DEFAULT_MAX_BYTES: Final = 512 << 20
+LOOKBACK_DAYS: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class RemoteConfig:
 
     max_bytes: int = DEFAULT_MAX_BYTES
     """Of a response body."""
+
+    lookback_days: int = LOOKBACK_DAYS
+    """How far back a backend that refuses wide ranges of time is searched, one range after the other."""
 
     tls: TlsConfig = field(default_factory=TlsConfig)
 
@@ -93,8 +97,8 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
 
     HEADERS is ``key=value,key=value`` with percent-encoded values; USER with PASSWORD, or TOKEN, is the login; TENANT
     is the backend's own tenant, in which ``{tenant}`` stands for that of the runs; TIMEOUT, CONCURRENCY, MAX_BYTES,
-    CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as in ``RemoteConfig``. ConfigError names the variable and never
-    quotes a secret.
+    LOOKBACK_DAYS, CERTIFICATE, CLIENT_CERTIFICATE and CLIENT_KEY are as in ``RemoteConfig``. ConfigError names the
+    variable and never quotes a secret.
     """
     kind, base = _kind_and_base(url)
 
@@ -114,6 +118,7 @@ def remote_config(url: str, env: Mapping[str, str]) -> RemoteConfig:
         timeout=_number("TIMEOUT", variable("TIMEOUT"), "seconds above 0", float, DEFAULT_TIMEOUT),
         concurrency=int(_number("CONCURRENCY", variable("CONCURRENCY"), "1 or more", int, DEFAULT_CONCURRENCY)),
         max_bytes=int(_number("MAX_BYTES", variable("MAX_BYTES"), "bytes", int, DEFAULT_MAX_BYTES)),
+        lookback_days=int(_number("LOOKBACK_DAYS", variable("LOOKBACK_DAYS"), "days", int, LOOKBACK_DAYS)),
         tls=TlsConfig(
             certificate=variable("CERTIFICATE") or None,
             client_certificate=variable("CLIENT_CERTIFICATE") or None,

@@ -173,8 +173,6 @@ def _run_id(span: Span) -> str:
 
 # Searching.
 
-LOOKBACK_DAYS: Final = 400
-"""How far a list without ``since`` looks back on a server that refuses wide ranges."""
 _FUTURE_SECONDS: Final = 3600
 """How far past now such a server is searched: clocks differ."""
 _FIRST: Final[SortKey] = (1 << 64, "")
@@ -323,7 +321,7 @@ class RunSearch:
             if self.searcher.limited:
                 # Each week costs a search there.
                 high = min(high, self.now + _FUTURE_SECONDS)
-                lowest = min(max(floor, self.now - LOOKBACK_DAYS * 86_400), high - 1)
+                lowest = min(max(floor, self.now - self.searcher.lookback_days * 86_400), high - 1)
                 is_cut_off = is_cut_off or lowest > floor
                 floor = lowest
             if low is None:
@@ -343,7 +341,7 @@ class RunSearch:
                 return
             if at_floor:
                 if is_cut_off:
-                    note = f"runs that started more than {LOOKBACK_DAYS} days ago were not searched"
+                    note = f"runs that started more than {self.searcher.lookback_days} days ago were not searched"
                     self._notes[note] = _FIRST
                 return
             high = window.low

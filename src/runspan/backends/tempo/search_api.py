@@ -482,6 +482,7 @@ class WindowSearcher:
 
     def __init__(self, http: RemoteClient) -> None:
         self._http = http
+        self.lookback_days = http.config.lookback_days
         self._max_range: int | None = None
         self._max_limit = _MAX_LIMIT
         self.needs_times = False

@@ -1,0 +1,253 @@
+"""Jaeger on a real OpenSearch with its own limits: what it cannot look at, far spans, aliases and wrong settings."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import httpx
+import pytest
+import yaml
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+
+from conformance.harness import MS, SECOND, ids, make_run, running
+from conformance.opensearch import OpenSearchByOtlp, SettledReader
+from conformance.sending import delivery_to
+from runspan import Run
+from runspan.backends.jaeger import JaegerReader
+from runspan.backends.remote.config import LOOKBACK_DAYS, remote_config
+from runspan.contracts import RunQuery, TraceReader
+from runspan.errors import BackendRefused, NotFound
+from runspan.model.timestamps import canonical_text
+from runspan.verify import Sent, canary, verify
+from runspan.verify.diagnosis import MAX_NESTED_OBJECTS
+from support.servers.opensearch import JaegerOnOpenSearch, OpenSearch, jaeger_on
+from support.servers.programs import ROOT
+
+pytestmark = pytest.mark.campaign
+
+DAY: Final = 86_400 * SECOND
+NOT_SEARCHED: Final = f"runs that started more than {LOOKBACK_DAYS} days ago were not searched"
+
+OUTSIDE: Final = (
+    "runs that started outside max_span_age of Jaeger's storage are listed as they were near their start: "
+    "later revisions may be missing"
+)
+
+
+@pytest.fixture(scope="module")
+def ninety_days(opensearch: OpenSearch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[JaegerOnOpenSearch]:
+    """A Jaeger with an index for each day, as docs/backends.md says."""
+    with jaeger_on(opensearch, tmp_path_factory.mktemp("jaeger"), max_span_age="2160h") as server:
+        yield server
+
+
+@pytest.fixture
+def tenant() -> str:
+    """A tenant of this test alone."""
+    return f"tenant-{uuid4().hex}"
+
+
+@contextmanager
+def by_otlp(server: JaegerOnOpenSearch, services: Sequence[str] | None = None) -> Iterator[OpenSearchByOtlp]:
+    """Yield a harness whose reader has the defaults."""
+    reader = JaegerReader(remote_config(f"jaeger+{server.url}", {}), services=services)
+    harness = OpenSearchByOtlp(SettledReader(reader, server), delivery_to(server.otlp))
+    yield harness
+    harness.close()
+
+
+def now() -> int:
+    return time.time_ns() // MS * MS
+
+
+def test_what_is_not_looked_at_is_said(ninety_days: JaegerOnOpenSearch, tenant: str) -> None:
+    """Lists and ids reach 400 days back, further than max_span_age; what is older or later is said."""
+    start = now()
+    days = [0, 1, 30, 80, 200, 390]
+    runs = [make_run(f"r{age:03}", start - age * DAY, steps=[]) for age in days]
+    with by_otlp(ninety_days) as backend:
+        backend.send(*runs, make_run("r900", start - 900 * DAY), make_run("later", start + 20 * DAY), tenant=tenant)
+        reader = backend.reader
+        page = reader.search(RunQuery(tenant))
+        assert list(page.items) == [run.summary() for run in runs]
+        assert NOT_SEARCHED in page.partial
+        assert OUTSIDE in page.partial
+        page = reader.search(RunQuery(tenant, since=start - 40 * DAY))
+        assert (ids(page), page.partial) == (["r000", "r001", "r030"], ())
+        assert reader.search(RunQuery(tenant, since=start + 10 * DAY)).partial == (
+            "runs that start later than a day from now were not searched",
+        )
+        for run in runs:
+            assert reader.document(run.id, tenant).text == run.text
+        for run_id in ("r900", "later", "unknown"):
+            with pytest.raises(NotFound, match=f"max_span_age.*{LOOKBACK_DAYS} days ago"):
+                reader.document(run_id, tenant)
+
+
+def test_a_run_that_waited_for_days_is_listed_once(ninety_days: JaegerOnOpenSearch, tenant: str) -> None:
+    """A search returns of a trace only the spans near its range, so the newest revision is read by the trace's id."""
+    created, started = now() - 10 * DAY, now() - 2 * DAY
+    queued = {"id": "queued", "workflowId": "wf_q", "status": "pending", "createdAt": canonical_text(created)}
+    with by_otlp(ninety_days) as backend:
+        backend.send(Run.from_dict(queued | {"steps": []}), tenant=tenant, observed_at=created)
+        backend.send(running("queued", started, workflowId="wf_q"), tenant=tenant, observed_at=started)
+        for query in (RunQuery(tenant), RunQuery(tenant, workflow_id="wf_q"), RunQuery(tenant, status="running")):
+            assert ids(backend.reader.search(query)) == ["queued"], query
+        for query in (RunQuery(tenant, status="pending"), RunQuery(tenant, until=started)):
+            assert ids(backend.reader.search(query)) == [], query
+
+
+def test_runs_of_1970_are_not_found_with_the_reason(ninety_days: JaegerOnOpenSearch, tenant: str) -> None:
+    """Jaeger looks for the spans of a trace from a day before the range on, and finds none when that is before 1970."""
+    with by_otlp(ninety_days) as backend:
+        backend.send(make_run("first", 5 * SECOND), make_run("new", now()), tenant=tenant)
+        page = backend.reader.search(RunQuery(tenant))
+        assert (ids(page), page.partial) == (["new"], (NOT_SEARCHED,))
+        with pytest.raises(NotFound, match="nothing of 1970 is found"):
+            backend.reader.document("first", tenant)
+
+
+def test_old_runs_alone_are_listed(opensearch: OpenSearch, tmp_path: Path, tenant: str) -> None:
+    """Jaeger knows a service from the days of max_span_age only: it knows none that has sent older runs alone."""
+    with jaeger_on(opensearch, tmp_path) as server, by_otlp(server) as backend:
+        backend.send(make_run("old", now() - 9 * DAY), tenant=tenant)
+        assert ids(backend.reader.search(RunQuery(tenant))) == ["old"]
+
+
+def test_a_max_span_age_that_is_too_long_is_found_out(opensearch: OpenSearch, tmp_path: Path, tenant: str) -> None:
+    """The names of its indices do not fit into a URL: a list says so, and needs the names of the services."""
+    run = make_run("r", now())
+    with jaeger_on(opensearch, tmp_path, max_span_age="87600h") as server:
+        with by_otlp(server) as backend:
+            backend.send(run, tenant=tenant)
+            assert backend.reader.document("r", tenant).text == run.text
+            with pytest.raises(BackendRefused, match=r"http\.max_initial_line_length"):
+                backend.reader.search(RunQuery(tenant))
+        with by_otlp(server, ["runspan"]) as backend:
+            assert ids(backend.reader.search(RunQuery(tenant))) == ["r"]
+
+
+def test_aliases_need_no_windows(opensearch: OpenSearch, tmp_path: Path, tenant: str) -> None:
+    """Behind rollover aliases there is one name for all times: Jaeger finds nothing before 1971."""
+    rotation: dict[str, Any] = {"rotation": {"manual_rollover": {}}}
+    with jaeger_on(opensearch, tmp_path, indices={"spans": rotation, "services": rotation}) as server:
+        for kind in ("span", "service"):
+            name = f"{server.prefix}-jaeger-{kind}"
+            aliases = {f"{name}-read": {}, f"{name}-write": {"is_write_index": True}}
+            opensearch.put(f"{name}-000001", {"aliases": aliases})
+        runs = [
+            make_run(name, at) for name, at in (("far", now() + 900 * DAY), ("new", now()), ("old", now() - 900 * DAY))
+        ]
+        with by_otlp(server) as backend:
+            backend.send(*runs, make_run("first", 5 * SECOND), tenant=tenant)
+            page = backend.reader.search(RunQuery(tenant))
+            assert (ids(page), page.partial) == (
+                ["far", "new", "old"],
+                (OUTSIDE, "runs that started before 1971 were not searched"),
+            )
+            for run in runs:
+                assert backend.reader.document(run.id, tenant).text == run.text
+
+
+def checked(backend: OpenSearchByOtlp, run: Run, tenant: str, wait: float) -> Any:
+    """Return what ``runspan verify`` says of a run."""
+
+    def send(runs: Sequence[Run], observed_at: int) -> Sent:
+        backend.send(*runs, tenant=tenant, observed_at=observed_at)
+        return Sent()
+
+    reader: TraceReader = backend.reader.reader
+    (result,) = verify(
+        [run],
+        send,
+        reader,
+        kind="jaeger",
+        tenant=tenant,
+        wait=wait,
+        now=now(),
+        clock=time.monotonic,
+        sleep=time.sleep,
+    )
+    return result
+
+
+def test_verify_finds_a_max_span_age_that_is_too_short(opensearch: OpenSearch, tmp_path: Path, tenant: str) -> None:
+    """The run comes back, but no viewer shows its trace: Jaeger's default are three days."""
+    with jaeger_on(opensearch, tmp_path) as server, by_otlp(server) as backend:
+        result = checked(backend, make_run("r", now() - 9 * DAY), tenant, wait=60)
+    assert (result.result, result.detail) == ("same", "found by a search only: its trace cannot be read by its id")
+    assert any("max_span_age" in line for line in result.advice)
+
+
+def test_a_span_with_more_attributes_than_nested_objects_needs_the_shipped_template(
+    opensearch: OpenSearch, tmp_path: Path
+) -> None:
+    """OpenSearch drops it, which Jaeger acknowledged; with the template it is there."""
+    found = []
+    for has_template in (False, True):
+        if has_template:
+            opensearch.put("_template/runspan", json.loads((ROOT / "deploy" / "opensearch-template.json").read_text()))
+        (tmp_path / str(has_template)).mkdir()
+        with jaeger_on(opensearch, tmp_path / str(has_template)) as server:
+            large, small = (send_attributes(server, count) for count in (MAX_NESTED_OBJECTS + 500, 100))
+            deadline = time.monotonic() + 60
+            while not server.spans([small]) or (has_template and not server.spans([large])):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            found.append(len(server.spans([large])))
+    opensearch.delete("_template/runspan")
+    assert found == [0, 1]
+
+
+def send_attributes(server: JaegerOnOpenSearch, count: int) -> str:
+    """Send a span with so many attributes; return its trace id in hex."""
+    data = TracesData()
+    outer = data.resource_spans.add()
+    outer.resource.attributes.add(key="service.name").value.string_value = "llm"
+    at = now()
+    trace_id = uuid4().bytes
+    span = outer.scope_spans.add().spans.add(
+        trace_id=trace_id, span_id=b"\1" * 8, name="many", start_time_unix_nano=at, end_time_unix_nano=at + SECOND
+    )
+    for number in range(count):
+        span.attributes.add(key=f"k{number}").value.string_value = "v"
+    headers = {"content-type": "application/x-protobuf"}
+    url = f"{server.otlp}/v1/traces"
+    httpx.post(url, content=data.SerializeToString(), headers=headers, trust_env=False).raise_for_status()
+    return trace_id.hex()
+
+
+def test_the_shipped_configuration_gives_runs_back(opensearch: OpenSearch, tmp_path: Path, tenant: str) -> None:
+    """Canaries of today and of two months ago come back, and nothing is to be changed."""
+    with shipped(opensearch, tmp_path) as server, by_otlp(server) as backend:
+        for age in (0, 60):
+            result = checked(backend, canary(f"canary-{age}", now() - age * DAY), tenant, wait=120)
+            assert (result.result, result.advice) == ("same", ()), result
+
+
+def test_long_names_of_indices_are_searched_in_smaller_parts(
+    opensearch: OpenSearch, tmp_path: Path, tenant: str
+) -> None:
+    """Jaeger's prefix makes the names so long that fewer days fit into a URL."""
+    run = make_run("old", now() - 99 * DAY)
+    with jaeger_on(opensearch, tmp_path, prefix="p" * 80) as server, by_otlp(server) as backend:
+        backend.send(run, make_run("new", now()), tenant=tenant)
+        assert ids(backend.reader.search(RunQuery(tenant))) == ["new", "old"]
+    with jaeger_on(opensearch, tmp_path, prefix=server.prefix) as server, by_otlp(server) as backend:
+        assert backend.reader.document("old", tenant).text == run.text
+
+
+@contextmanager
+def shipped(opensearch: OpenSearch, directory: Path) -> Iterator[JaegerOnOpenSearch]:
+    """Yield a Jaeger with the storage of ``deploy/jaeger-opensearch.yaml``."""
+    settings = yaml.safe_load((ROOT / "deploy" / "jaeger-opensearch.yaml").read_text())
+    storage = settings["extensions"]["jaeger_storage"]["backends"]["runs"]["opensearch"]
+    del storage["server_urls"]
+    with jaeger_on(opensearch, directory, **storage) as server:
+        yield server
