@@ -156,6 +156,13 @@ def test_importing_the_package_is_light() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_delivery_over_http_loads_no_grpc() -> None:
+    """It takes a tenth of the start of every command, and of every worker of an export."""
+    code = "import sys, runspan.parallel_export, runspan.recorder; print('grpc' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_every_error_has_an_outcome() -> None:
     """Every class of the error tree has an HTTP status and an exit code, and stands in the module's drawing."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RunspanError)]

@@ -103,6 +103,16 @@ def test_a_manifest_that_repeats_a_span_id() -> None:
         decode([step, changed(revision, shared=(), own=list(attributes.items()), events=events)])
 
 
+@pytest.mark.parametrize("manifest", ["A" * 16, "g" * 16, " " * 16, "." * 15 + "0", "0" + "." * 16 + "0" * 15])
+def test_a_manifest_of_other_text(manifest: str) -> None:
+    """Only span ids as they are written, and marks of open steps in place of whole ids, are a manifest."""
+    (revision,) = encode(Run.from_dict({"id": "r", "status": "completed", "steps": []}))
+    count = len(manifest) // 16
+    changed_span = with_attributes(revision, runspan__run__step_count=count, runspan__run__steps=manifest)
+    with pytest.raises(TraceIncomplete, match="not a span id"):
+        decode([changed_span])
+
+
 def test_long_labels_are_not_cached() -> None:
     """The cache of span templates is bounded in bytes too."""
     before = len(STEP_TEMPLATES)

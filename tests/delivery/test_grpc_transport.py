@@ -11,7 +11,8 @@ from pathlib import Path
 import grpc  # type: ignore[import-untyped]
 import pytest
 
-from runspan.delivery import GRPC, Batch, ExporterConfig, ExportReport, GrpcTransport, OtlpExporter, RetryPolicy
+from runspan.delivery import GRPC, Batch, ExporterConfig, ExportReport, OtlpExporter, RetryPolicy
+from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.transport import Retryable
 from runspan.errors import ConfigError
 from runspan.http.client import TlsConfig

@@ -7,15 +7,14 @@ rebuilt document has the digest that the revision span carries.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, product
 from operator import itemgetter
+from struct import Struct
 
 from msgspec import UNSET, Raw, UnsetType
-from msgspec.structs import replace
 
 from runspan.codec import fields
 from runspan.codec.attributes import (
@@ -45,7 +44,7 @@ from runspan.model.span import Span, Value, run_ids, summary_digest
 
 _ID_DIGITS = len(fields.OPEN_STEP_MARK)
 _NO_ID = b""
-_MANIFEST = re.compile(r"(?:[0-9a-f]{16}|\.{16})*")
+_IDS = Struct(f"{_ID_DIGITS // 2}s")
 _MAX_COMBINATIONS = 64
 """Combinations of spans with the same ids that are tried before a revision is reported as damaged."""
 _MAX_REBUILDS = 256
@@ -137,52 +136,6 @@ def verify_run(spans: Iterable[Span], known_steps: Mapping[bytes, Step] | None =
             run, tenant if type(tenant) is str else "", revision, manifest, span.start, _limited(missing), conflict
         )
     raise TraceIncomplete("no revision of the run can be verified", missing=_limited(missing), hint=_RETRY_HINT)
-
-
-def verify_growth(
-    span: Span, arrived: Sequence[Span], before: Run, known_steps: Mapping[bytes, Step]
-) -> VerifiedRun | None:
-    """Return the revision of a revision span, whose steps an earlier revision has or have arrived.
-
-    ``before``: the earlier revision. ``known_steps``: its steps by the ids of their spans.
-
-    The other steps are neither decoded nor parsed again, so the time depends mostly on those that have arrived. Returns
-    None if the revision cannot be verified so, and for documents that are not plain; ``verify_run`` may verify these.
-    """
-    attributes = read_attributes(span)
-    run_id, tenant, revision = before.id, attributes.get(fields.TENANT, ""), attributes.get(fields.REVISION)
-    identity = attributes.get(fields.ROLE), attributes.get(fields.RUN_ID)
-    if identity != (fields.ROLE_REVISION, run_id) or not before.plain:
-        return None
-    if type(tenant) is not str or type(revision) is not int or run_ids(run_id, tenant).trace_id != span.trace_id:
-        return None
-    try:
-        new = {step.span_id: decode_step(step, read_attributes(step)) for step in arrived}
-        manifest = _manifest(attributes)
-        if manifest is None or len(new) < len(arrived) or not new.keys().isdisjoint(known_steps):
-            return None
-        values = decode_members(attributes, fields.RUN_TABLE, span, has_end=False)
-        steps = [*new.values(), *_open_steps(attributes, manifest.count(_NO_ID))]
-        # A document without the known steps shows how the members and the new steps are parsed.
-        part = with_extra_run(Envelope(id=run_id, steps=steps, **values), decode_extra(attributes, fields.RUN_EXTRA))
-        part_text = run_text(part)
-        envelope, text, plain = parse_document(part_text)
-    except (AttributeDecodeError, DocumentError):
-        return None
-    parsed = envelope.steps
-    if not plain or text != part_text or type(parsed) is not list or len(parsed) != len(steps):
-        return None
-    known = dict(known_steps)
-    known.update(zip(new, parsed, strict=False))
-    opened = iter(parsed[len(new) :])
-    try:
-        envelope = replace(envelope, steps=[known[span_id] if span_id else next(opened) for span_id in manifest])
-    except KeyError:
-        return None
-    text = run_text(envelope)
-    if sha256(text).hexdigest() != attributes.get(fields.DIGEST):
-        return None
-    return VerifiedRun(Run(envelope, text, plain), tenant, revision, manifest, span.start)
 
 
 def _is_verified(revision: tuple[int, str, int, Span, dict[str, Value]], steps: _StepSpans) -> bool:
@@ -277,7 +230,7 @@ class _StepSpans:
             raise AttributeDecodeError(f"attribute {fields.RUN_ID} is missing")
         if run_ids(run_id, tenant).trace_id != span.trace_id:
             raise AttributeDecodeError(f"the trace id does not follow from run id {run_id!r}")
-        manifest = _manifest(attributes)
+        manifest = read_manifest(attributes)
         is_root = attributes.get(fields.ROLE) == fields.ROLE_RUN
         values = decode_members(attributes, fields.RUN_TABLE, span, has_end=is_root)
         extra = decode_extra(attributes, fields.RUN_EXTRA)
@@ -328,7 +281,7 @@ class _StepSpans:
             yield None if attributes.get(fields.MANIFEST + fields.NON_CANONICAL) == "null" else UNSET
             return
         open_count = manifest.count(_NO_ID)
-        open_steps = iter(_open_steps(attributes, open_count))
+        open_steps = iter(read_open_steps(attributes, open_count))
         absent = [
             span_id.hex()
             for span_id in manifest
@@ -342,20 +295,29 @@ class _StepSpans:
             yield list(combination)
 
 
-def _manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
-    """Return the span ids of the steps, empty for an open step, or None if the document has no list of steps."""
+def read_manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
+    """Return the span ids of the steps, empty for an open step, or None if the document has no list of steps.
+
+    Raises AttributeDecodeError for a manifest that is none.
+    """
     count = attributes.get(fields.STEP_COUNT)
     if count is None:
         return None
     manifest = (decode_text(attributes, fields.MANIFEST) or b"").decode()
     if type(count) is not int or len(manifest) != count * _ID_DIGITS:
         raise AttributeDecodeError(f"the manifest has {len(manifest) // _ID_DIGITS} of {count!r} steps")
-    if not _MANIFEST.fullmatch(manifest):
-        raise AttributeDecodeError("the manifest has an entry that is not a span id")
-    packed = bytes.fromhex(manifest.replace(".", "0"))
-    span_ids = [packed[start : start + _ID_DIGITS // 2] for start in range(0, len(packed), _ID_DIGITS // 2)]
+    digits = manifest.replace(fields.OPEN_STEP_MARK, "0" * _ID_DIGITS)
     mark = manifest.find(fields.OPEN_STEP_MARK)
+    try:
+        packed = bytes.fromhex(digits)
+    except ValueError:
+        packed = b""
+    if packed.hex() != digits:  # as for capitals
+        raise AttributeDecodeError("the manifest has an entry that is not a span id")
+    span_ids = [span_id for (span_id,) in _IDS.iter_unpack(packed)]
     while mark >= 0:
+        if mark % _ID_DIGITS:
+            raise AttributeDecodeError("the manifest has an entry that is not a span id")
         span_ids[mark // _ID_DIGITS] = _NO_ID
         mark = manifest.find(fields.OPEN_STEP_MARK, mark + _ID_DIGITS)
     finished = [span_id for span_id in span_ids if span_id]
@@ -364,7 +326,8 @@ def _manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
     return span_ids
 
 
-def _open_steps(attributes: Mapping[str, Value], count: int) -> list[Step]:
+def read_open_steps(attributes: Mapping[str, Value], count: int) -> list[Step]:
+    """Return the open steps, as many as the manifest has. Raises AttributeDecodeError."""
     if not count:
         return []
     text = (decode_text(attributes, fields.OPEN_STEPS) or b"[]").decode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from runspan.delivery.config import GRPC, HTTP, ExporterConfig, exporter_config
 from runspan.delivery.dead_letters import DeadLetters
 from runspan.delivery.exporter import OtlpExporter
-from runspan.delivery.grpc_transport import GrpcTransport
 from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.report import ExportReport, OnSettled, RunStatus, export_samples
 from runspan.delivery.transport import Batch, RunSpans, Transport
@@ -18,7 +17,6 @@ __all__ = [
     "DeadLetters",
     "ExportReport",
     "ExporterConfig",
-    "GrpcTransport",
     "HttpTransport",
     "OnSettled",
     "OtlpExporter",
@@ -28,6 +26,7 @@ __all__ = [
     "connect",
     "export_samples",
     "exporter_config",
+    "transport_for",
 ]
 
 
@@ -40,6 +39,17 @@ def connect(
     on_settled: OnSettled | None = None,
 ) -> OtlpExporter:
     """Return an exporter to the endpoint of a config. ConfigError if a TLS file cannot be read."""
-    grpc = config.protocol == GRPC
-    transport: Transport = GrpcTransport(config) if grpc else HttpTransport(config, connections=workers)
+    transport = transport_for(config, connections=workers)
     return OtlpExporter(transport, workers=workers, retry=retry, dead_letters=dead_letters, on_settled=on_settled)
+
+
+def transport_for(config: ExporterConfig, *, connections: int = 4) -> Transport:
+    """Return the transport to the endpoint of a config. ConfigError if a TLS file cannot be read.
+
+    connections: The most connections at once; gRPC has one.
+    """
+    if config.protocol != GRPC:
+        return HttpTransport(config, connections=connections)
+    from runspan.delivery.grpc_transport import GrpcTransport  # noqa: PLC0415  # grpc is slow to import
+
+    return GrpcTransport(config)

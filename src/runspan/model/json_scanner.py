@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -35,14 +36,26 @@ def _or_container_of(value: str) -> str:
 
 
 _SHALLOW_VALUE = _or_container_of(_or_container_of(f"(?:{_SCALAR.pattern})"))
-_SHALLOW = re.compile(_SHALLOW_VALUE, re.ASCII)
-_MORE_ELEMENTS = re.compile(rf"(?:,{_WS}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
-_MORE_MEMBERS = re.compile(rf"(?:,{_WS}{_MEMBER}{_SHALLOW_VALUE}{_WS})*+", re.ASCII)
 _OPENERS = re.compile(rf"(?:\[{_WS}|\{{{_WS}{_MEMBER})++")
 _OPENER = re.compile(rf"([\[{{]){_WS}(?:{_MEMBER})?+")
 _CLOSERS = re.compile(rf"(?:[\]}}]{_WS})++")
 _CLOSER = re.compile(r"[\]}]")
 _CLOSER_OF = {"[": "]", "{": "}"}
+
+
+# These are compiled when they are needed first, since that takes a tenth of the start of every command.
+
+
+@cache
+def _shallow() -> re.Pattern[str]:
+    return re.compile(_SHALLOW_VALUE, re.ASCII)
+
+
+@cache
+def _more(is_array: bool) -> re.Pattern[str]:
+    """Return the pattern of further elements of an array, or members of an object, each with the comma before it."""
+    item = _SHALLOW_VALUE if is_array else _MEMBER + _SHALLOW_VALUE
+    return re.compile(rf"(?:,{_WS}{item}{_WS})*+", re.ASCII)
 
 
 class ScanError(ValueError):
@@ -92,7 +105,7 @@ def is_json_value(text: bytes) -> bool:
 def end_of_value(text: str, position: int) -> int:
     """Return the position just past the value that starts at ``position``. Raises ScanError."""
     position = skip_space(text, position)
-    shallow = _SHALLOW.match(text, position)
+    shallow = _shallow().match(text, position)
     if shallow is not None:
         return shallow.end()
     closers: list[str] = []
@@ -108,7 +121,7 @@ def end_of_value(text: str, position: int) -> int:
             if not closers:
                 return position
         position = skip_space(text, position)
-        shallow = _SHALLOW.match(text, position)
+        shallow = _shallow().match(text, position)
 
 
 def _open(text: str, position: int, closers: list[str]) -> int:
@@ -129,7 +142,7 @@ def _after_value(text: str, position: int, closers: list[str]) -> int:
         position = skip_space(text, position)
         is_array = closers[-1] == "]"
         if text.startswith(",", position):
-            more = (_MORE_ELEMENTS if is_array else _MORE_MEMBERS).match(text, position)
+            more = _more(is_array).match(text, position)
             if more is None or more.end() == position:
                 position = skip_space(text, position + 1)
                 return position if is_array else _match_key(text, position).end()

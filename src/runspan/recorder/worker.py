@@ -19,7 +19,7 @@ from opentelemetry.context import attach, set_value
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
-from runspan.delivery import GRPC, Batch, DeadLetters, ExporterConfig, GrpcTransport, HttpTransport, RunSpans
+from runspan.delivery import Batch, DeadLetters, ExporterConfig, RunSpans, transport_for
 from runspan.delivery.exporter import MAX_REQUEST_BYTES
 from runspan.delivery.transport import (
     Accepted,
@@ -28,7 +28,6 @@ from runspan.delivery.transport import (
     Rejected,
     RejectionScope,
     Retryable,
-    Transport,
 )
 from runspan.errors import ConfigError
 from runspan.otlp.protobuf_writer import Resource, scoped_bytes
@@ -60,7 +59,7 @@ class OtlpSink:
 
     def __init__(self, config: ExporterConfig, resource: Resource, on_request: Callable[[], None]) -> None:
         """on_request: called for each request."""
-        self._transport: Transport = GrpcTransport(config) if config.protocol == GRPC else HttpTransport(config)
+        self._transport = transport_for(config)
         self.endpoint = self._transport.endpoint
         self._resource = resource
         self._on_request = on_request

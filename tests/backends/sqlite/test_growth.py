@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import random
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 
 from conformance.harness import MS, SECOND, T0, ids, make_run, write_spans
 from runspan import encode
 from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite.compression import _split
 from runspan.contracts import RunQuery
+from runspan.errors import StoreError
 from runspan.model.document import Run
 from runspan.model.span import Span
 from runspan.model.timestamps import canonical_text
@@ -93,6 +99,68 @@ def test_each_version_is_read_as_it_was_sent(tmp_path: Path, reopen: bool) -> No
         assert list(store.find_damage()) == []
     assert store.stats().fragments == 0
     store.close()
+
+
+def with_states(states: str, **members: Any) -> Run:
+    """Return a run whose steps are completed (c) or open (o)."""
+    steps = [step(number) for number in range(len(states))]
+    opened = [{name: each[name] for name in ("id", "type", "startedAt")} | {"status": "running"} for each in steps]
+    chosen = [opened[at] if state == "o" else steps[at] for at, state in enumerate(states)]
+    return growing(0, steps=chosen, **members)
+
+
+def test_steps_may_end_in_any_order(store: SqliteStore) -> None:
+    """A step that has ended behind an open one is known to the next version too."""
+    runs = [with_states(states) for states in ("oo", "oco", "occo", "ccco", "ccccoo")]
+    runs.insert(3, with_states("occo", triggerType="manual"))
+    for run, spans in zip(runs, requests(runs), strict=True):
+        write_spans(store, spans)
+        document = store.document("r")
+        assert (document.text, document.incomplete) == (run.text, ())
+    assert list(store.find_damage()) == []
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_a_long_document_keeps_its_first_frame(tmp_path: Path, reopen: bool) -> None:
+    """What versions begin with is compressed once, and each of them is read as it was sent."""
+    payload = {"text": random.Random(1).randbytes(1500).hex()}
+    runs = [growing(0, steps=[step(at, output=payload | {"at": at}) for at in range(done)]) for done in range(1, 30)]
+    runs += [growing(0, steps=runs[-1].to_dict()["steps"], triggerType="manual"), make_run("r", steps=[step(0)])]
+    store, firsts = SqliteStore(tmp_path), set()
+    for run, spans in zip(runs, requests(runs), strict=True):
+        write_spans(store, spans)
+        if reopen:
+            store.close()
+            store = SqliteStore(tmp_path)
+        assert store.document("r").text == run.text
+        assert list(store.find_damage()) == []
+        with closing(sqlite3.connect(store.path)) as connection:
+            (frames,) = connection.execute("SELECT document FROM runs").fetchone()
+        with zstandard.ZstdDecompressor().stream_reader(frames, read_across_frames=True) as reader:
+            assert reader.read() == run.text, "another decoder reads the frames too"
+        firsts.add(_split(frames)[0])
+    assert len(_split(frames)) == 1, "a run that has ended is one frame"
+    assert len(firsts) < len(runs) - 5
+    store.close()
+
+
+@pytest.mark.parametrize("place", [8, 0.1, 0.6, -3])
+def test_a_damaged_frame_of_a_growing_run_is_refused(tmp_path: Path, place: float) -> None:
+    """Whichever of the two frames it is, or their length."""
+    payload = {"text": random.Random(1).randbytes(9000).hex()}
+    runs = [growing(0, steps=[step(at, output=payload | {"at": at}) for at in range(done)]) for done in (4, 5)]
+    with SqliteStore(tmp_path) as store:
+        for spans in requests(runs):
+            write_spans(store, spans)
+        with closing(sqlite3.connect(store.path)) as connection, connection:
+            (frames,) = connection.execute("SELECT document FROM runs").fetchone()
+            assert len(_split(frames)) == 2
+            damaged = bytearray(frames)
+            damaged[int(place * len(frames)) if 0 < place < 1 else int(place)] ^= 1
+            connection.execute("UPDATE runs SET document = ?", (bytes(damaged),))
+        with pytest.raises(StoreError, match="damaged"):
+            store.document("r")
+        assert len(list(store.find_damage())) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 Every frame has a checksum of its content, so a damaged frame is an error and never another document. It also has the id
 of its dictionary, so frames that were written without one stay readable.
+
+The document of a run that grows is two frames, so that its next version keeps the first: what the versions begin with
+is not compressed again with each step. Before them is a skippable frame with the length of the first (RFC 8878, 3.1.2),
+so every zstd decoder reads the document.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import sqlite3
 from collections import defaultdict, deque
 from contextlib import suppress
 from hashlib import sha256
+from struct import Struct
 from typing import Final
 
 import zstandard
@@ -26,6 +31,13 @@ _MOVE = "UPDATE runs SET id = (SELECT max(id) + 1 FROM runs), document = ? WHERE
 """Behind the other rows, so that whole pages become free: a smaller row leaves its page half-empty."""
 _FIRST_ID = 1 << 15
 """zstd reserves the dictionary ids below."""
+_LENGTH: Final = Struct("<4sII")
+"""A skippable frame: magic number, size of the content, and the content, which is the length of the next frame."""
+_SKIPPABLE: Final = b"\x50\x2a\x4d\x18"
+_LENGTH_BYTES: Final = 4
+_MIN_FIRST: Final = 16 << 10
+_TAIL_PART: Final = 8
+"""The first of two frames has at least so many bytes, and the second at most an eighth as many."""
 
 
 class CorruptFrame(Exception):
@@ -66,11 +78,31 @@ class Compression:
         idle.append(compressor)
         return frame
 
-    def decompress(self, frame: bytes, connection: sqlite3.Connection) -> bytes:
-        """Return the content of a frame. Raise CorruptFrame when the frame is not what ``compress`` wrote.
+    def compress_growing(self, data: bytes, stable: int, before: bytes, before_frames: bytes) -> bytes:
+        """Return frames with this content, in place of those with the content ``before``.
+
+        stable: how many bytes at the front the next content is likely to begin with.
+        before_frames: Empty if they are not known.
+        """
+        if data == before and before_frames:
+            return before_frames
+        first = _split(before_frames)[0]
+        size = zstandard.frame_content_size(first) if first else 0
+        tail = len(data) - size
+        if not (size >= _MIN_FIRST and 0 <= tail <= size // _TAIL_PART and data.startswith(before[:size])):
+            if stable < _MIN_FIRST:
+                return self.compress(data)
+            size, first = stable, self.compress(data[:stable])
+        return _LENGTH.pack(_SKIPPABLE, _LENGTH_BYTES, len(first)) + first + self.compress(data[size:])
+
+    def decompress(self, frames: bytes, connection: sqlite3.Connection) -> bytes:
+        """Return the content of frames. Raise CorruptFrame when they are not what ``compress`` wrote.
 
         connection: For a dictionary that this process has not loaded yet.
         """
+        return b"".join([self._decompress(frame, connection) for frame in _split(frames)])
+
+    def _decompress(self, frame: bytes, connection: sqlite3.Connection) -> bytes:
         try:
             number = zstandard.get_frame_parameters(frame).dict_id
             if number and number not in self._dictionaries:
@@ -123,13 +155,21 @@ class Compression:
         """
         batch = "SELECT id, document FROM runs WHERE id > ? AND id <= ? ORDER BY id LIMIT ?"
         rows = connection.execute(batch, (after, last, _RECOMPRESSED_RUNS)).fetchall()
-        for row_id, frame in rows:
+        for row_id, frames in rows:
             with suppress(CorruptFrame, zstandard.ZstdError):
-                if not zstandard.get_frame_parameters(frame).dict_id:
-                    connection.execute(_MOVE, (self.compress(self.decompress(frame, connection)), row_id))
+                if not all(zstandard.get_frame_parameters(frame).dict_id for frame in _split(frames)):
+                    connection.execute(_MOVE, (self.compress(self.decompress(frames, connection)), row_id))
         return rows[-1][0] if rows else None
 
     def add(self, connection: sqlite3.Connection, content: bytes) -> None:
         """Store a dictionary, unless another process has stored one. ``load`` makes it the one that is used."""
         row = (_FIRST_ID, content, sha256(content).digest())
         connection.execute("INSERT OR IGNORE INTO dictionaries VALUES (?, ?, ?)", row)
+
+
+def _split(frames: bytes) -> list[bytes]:
+    """Return the one or two frames of a document."""
+    if not frames.startswith(_SKIPPABLE) or len(frames) < _LENGTH.size:
+        return [frames]
+    second = _LENGTH.size + _LENGTH.unpack_from(frames)[2]
+    return [frames[_LENGTH.size : second], frames[second:]]

@@ -29,6 +29,7 @@ from runspan.backends.sqlite.revision import (
     RecentRevisions,
     RunColumns,
     StoredRevision,
+    from_growth,
     from_row,
     from_verified,
     is_exact_match,
@@ -47,8 +48,9 @@ from runspan.backends.sqlite.waiting import (
     surplus,
 )
 from runspan.backends.sqlite.writer import GroupWriter
-from runspan.codec.decode import VerifiedRun, verify_growth, verify_run
+from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.fields import DIGEST, ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
+from runspan.codec.growth import verify_growth
 from runspan.codec.revisions import WrittenState, first_revision, is_outdated, next_revision, repeated_revision
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
@@ -414,7 +416,7 @@ class Ingester:
             revision.run,
             revision.tenant,
             revision.revision,
-            document or self.compression.compress(revision.run.text),
+            document or revision.frames or self.compression.compress(revision.run.text),
             time=revision.time,
             written_at=now,
             step_ids=step_ids if document else revision.packed_step_ids(),
@@ -487,17 +489,22 @@ class Ingester:
             base = self.read(connection, stored)
         except StoreError:
             return False
-        arrived = [span for span in trace.spans if span is not revisions[0]]
-        verified = verify_growth(revisions[0], arrived, base.run, base.steps)
-        if verified is None or verified.revision <= base.revision:
+        if not base.run.plain:
             return False
-        newest = from_verified(verified)
-        if len(newest.steps) != len(base.steps) + len(arrived):
-            return False  # a step that only the older revision has is kept
+        arrived = [span for span in trace.spans if span is not revisions[0]]
+        found = verify_growth(revisions[0], arrived, base.run, base.step_ids, base.front)
+        if found is None:
+            return False
+        verified, front = found
+        if verified.revision <= base.revision:
+            return False
+        text = verified.run.text
+        frames = self.compression.compress_growing(text, front.size, base.run.text, base.frames)
+        newest = from_growth(verified, front, frames)
         changes.reason = self.retention.refusal(queries.retention_start(newest.run.envelope, request.now))
         if changes.reason is None:
             digest = bytes.fromhex(str(revisions[0].attributes()[DIGEST]))
-            changes.row = row = self._row(newest, request.now, before=(base, stored), digest=digest)
+            changes.row = row = self._row(newest, request.now, digest=digest)
             self.recent.add(newest, RunColumns(row.revision, row.digest, row.step_ids, row.time))
         return True
 

@@ -12,7 +12,7 @@ step is deleted before the stored document has it.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from threading import Lock
@@ -23,6 +23,7 @@ from runspan.codec import fields
 from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text, read_attributes, step_template
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.encode import RunEncoder, content_step_ids
+from runspan.codec.growth import Front
 from runspan.errors import TraceIncomplete
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_STEP_STATUSES, Envelope, Run, Step, run_text
 from runspan.model.span import Span, Value
@@ -53,6 +54,13 @@ class StoredRevision:
     """The id of the span of each step, empty for a step without one."""
     time: int
     """Where the run lies in time, in nanoseconds since 1970."""
+    frames: bytes = b""
+    """The document as it is stored, if it is known."""
+
+    @cached_property
+    def front(self) -> Front:
+        """The front of a plain document with a list of steps."""
+        return Front.of(self.run, self.step_ids)
 
     @cached_property
     def digest(self) -> str:
@@ -73,20 +81,24 @@ class StoredRevision:
             self.run, self.tenant, self.time
         ):
             return None
-        return b"".join([span_id or _NO_ID for span_id in self.step_ids])
+        ids = self.step_ids
+        return b"".join([span_id or _NO_ID for span_id in ids] if b"" in ids else ids)
 
 
-def from_row(run: Run, tenant: str, revision: int, packed_step_ids: bytes | None, time: int) -> StoredRevision:
+def from_row(
+    run: Run, tenant: str, revision: int, packed_step_ids: bytes | None, time: int, frames: bytes = b""
+) -> StoredRevision:
     """Return a revision from its columns. Raise ValueError when the ids are not those of its steps, or when a damaged
     row has no integer where there must be one."""
     if type(revision) is not int or type(time) is not int:
         raise ValueError("a revision or a time that is no integer")
     if packed_step_ids is None:
-        return StoredRevision(run, tenant, revision, _content_step_ids(run, tenant, time), time)
+        return StoredRevision(run, tenant, revision, _content_step_ids(run, tenant, time), time, frames)
     ids = split_ids(packed_step_ids)
     if len(ids) != len(run.steps):
         raise ValueError(f"{len(ids)} step ids for {len(run.steps)} steps")
-    return StoredRevision(run, tenant, revision, [b"" if span_id == _NO_ID else span_id for span_id in ids], time)
+    step_ids = [b"" if span_id == _NO_ID else span_id for span_id in ids]
+    return StoredRevision(run, tenant, revision, step_ids, time, frames)
 
 
 class RecentRevisions:
@@ -113,13 +125,13 @@ class RecentRevisions:
             self._remove((revision.tenant, revision.run.id))
             if revision.revision < fields.ROOT_REVISION:
                 self._found[revision.tenant, revision.run.id] = revision, columns
-                self._bytes += len(revision.run.text)
+                self._bytes += len(revision.run.text) + len(revision.frames)
             while self._bytes > _RECENT_BYTES:
                 self._remove(next(iter(self._found)))
 
     def _remove(self, key: tuple[str, str]) -> None:
         revision, _ = self._found.pop(key, (None, None))
-        self._bytes -= 0 if revision is None else len(revision.run.text)
+        self._bytes -= 0 if revision is None else len(revision.run.text) + len(revision.frames)
 
 
 def split_ids(packed: bytes) -> list[bytes]:
@@ -136,6 +148,13 @@ def _content_step_ids(run: Run, tenant: str, time: int) -> list[bytes]:
 def from_verified(verified: VerifiedRun) -> StoredRevision:
     """Return what was decoded."""
     return StoredRevision(verified.run, verified.tenant, verified.revision, verified.manifest, verified.position)
+
+
+def from_growth(verified: VerifiedRun, front: Front, frames: bytes) -> StoredRevision:
+    """Return what a stored revision has grown to."""
+    revision = replace(from_verified(verified), frames=frames)
+    revision.__dict__["front"] = front
+    return revision
 
 
 def iter_spans(stored: StoredRevision) -> Iterator[Span]:

@@ -617,7 +617,7 @@ class SqliteStore:
             return recent
         run = Run.from_json(self._content(connection, stored.document, "run", f"run {stored.run_id}"))
         try:
-            revision = from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time)
+            revision = from_row(run, stored.tenant, stored.revision, stored.step_ids, stored.time, stored.document)
         except ValueError as error:
             self._count_damage()
             raise StoreError(
