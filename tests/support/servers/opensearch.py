@@ -109,8 +109,10 @@ def jaeger_on(
     indices = settings.pop("indices", {}) | {"index_prefix": prefix}
     storage = {"server_urls": [opensearch.url], "indices": indices, **settings}
     server = start_jaeger(place, directory, jaeger.OPENSEARCH, opensearch=storage)
-    yield JaegerOnOpenSearch(server, opensearch, prefix)
-    server.stop()
+    try:
+        yield JaegerOnOpenSearch(server, opensearch, prefix)
+    finally:
+        server.stop()
 
 
 def start_opensearch(place: Place, directory: Path) -> OpenSearch:
