@@ -138,8 +138,10 @@ def test_a_wrong_password_is_reported_and_not_shown(postgres: Postgres) -> None:
 @pytest.mark.parametrize("option", ["--runs-per-day=1", "--mib-per-day=1", "--tenant-quota=acme=1,1", "--tenant-usage"])
 def test_quotas_are_refused(postgres: Postgres, tmp_path: Path, option: str) -> None:
     """Each server would allow them."""
-    refused = runspan("serve", "--data", tmp_path, "--port", 0, "--state", postgres.database(), option, code=2)
-    assert "--state: expected a server without --runs-per-day" in refused.stderr
+    file = tmp_path / "url"
+    file.write_text(postgres.database())
+    refused = runspan("serve", "--data", tmp_path, "--port", 0, "--state-url-file", file, option, code=2)
+    assert "--state: quotas and the usage of tenants are counted by one server" in refused.stderr
 
 
 def test_the_command_line_takes_no_password(tmp_path: Path) -> None:
