@@ -13,7 +13,7 @@ COMPOSE ?= docker compose
 # Tests start hundreds of processes: what Python compiles for the first one is kept, whatever the environment says.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test campaign check bench bench-peers wheels stack dashboards alerts lock clean help
+.PHONY: demo test campaign check bench bench-peers bench-scale wheels stack dashboards alerts lock clean help
 
 help:  ## Show what there is.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -48,6 +48,9 @@ bench: $(READY_DEV)  ## Measure, as ratios inside one run. BENCH="export store" 
 
 bench-peers: $(READY_DEV)  ## Measure the receiver against the tempo, jaeger and phoenix that are on PATH.
 	PYTHONPATH=src $(BIN)/python -m bench peers
+
+bench-scale: $(READY_DEV)  ## Measure a tempo on PATH with a million runs, the store with ten million: hours, 30 GB.
+	PYTHONPATH=src $(BIN)/python -m bench --scale tempo store
 
 wheels: $(READY_DEV)  ## Build a source distribution and a wheel for this platform into dist/. Needs Rust.
 	rm -rf dist

@@ -43,6 +43,7 @@ SECTIONS = (
 @click.option("--rounds", type=click.IntRange(0), default=0, help="Rounds of taking turns; 0: as the section chooses.")
 @click.option("--quick", is_flag=True, help="Small sizes: minutes instead of tens of minutes.")
 @click.option("--full", is_flag=True, help="The store at a million runs too.")
+@click.option("--scale", is_flag=True, help="Tempo at a million runs, the store at ten million: hours, 30 GB.")
 @click.option("--json", "json_file", type=_FILE, help="Write the figures here too, as JSON.")
 @click.option("--page", type=_FILE, help="Write the figures here too, as a page in Markdown.")
 def main(
@@ -51,6 +52,7 @@ def main(
     rounds: int,
     quick: bool,
     full: bool,
+    scale: bool,
     json_file: Path | None,
     page: Path | None,
 ) -> None:
@@ -67,10 +69,15 @@ def main(
         for name in sections or SECTIONS:
             part = Path(folder) / name
             part.mkdir()
-            plan = Plan(part, runs, rounds, quick, full, say=lambda words: progress.print(words, style="dim"))
+            plan = Plan(part, runs, rounds, quick, full, scale, lambda words: progress.print(words, style="dim"))
             measure: Callable[[Plan], Iterable[Figure]] = import_module(f"bench.{name}").run
             figures += measure(plan)
-    about = {"command": shlex.join(["python", "-m", "bench", *sections, *_options(runs, rounds, quick, full)]), **about}
+    about = {
+        "command": shlex.join(
+            ["python", "-m", "bench", *sections, *_options(runs, rounds, quick=quick, full=full, scale=scale)]
+        ),
+        **about,
+    }
     if json_file is not None:
         json_file.write_text(json.dumps({"about": about, "figures": [asdict(figure) for figure in figures]}, indent=1))
     if page is not None:
@@ -81,10 +88,10 @@ def main(
     console.print(table(figures))
 
 
-def _options(runs: int, rounds: int, quick: bool, full: bool) -> list[str]:
+def _options(runs: int, rounds: int, **flags: bool) -> list[str]:
     """Return the options that decide how much is measured."""
     sized = [f"--{name}={number}" for name, number in (("runs", runs), ("rounds", rounds)) if number]
-    return sized + [f"--{name}" for name, given in (("quick", quick), ("full", full)) if given]
+    return sized + [f"--{name}" for name, given in flags.items() if given]
 
 
 def table(figures: Iterable[Figure]) -> Table:

@@ -21,5 +21,7 @@ class Plan:
     """Measure small sizes."""
     full: bool = False
     """Measure the largest sizes, which take hours and gigabytes."""
+    scale: bool = False
+    """Measure Tempo with a million runs, and the store with ten million."""
     say: Callable[[str], None] = lambda message: None
     """Shows an intermediate result."""
