@@ -278,9 +278,11 @@ def test_variables_that_are_refused(variables: dict[str, str], words: str) -> No
 
 
 def test_a_config_shows_no_secret() -> None:
-    """Its repr has none of the headers."""
-    shown = repr(config_of("http://host", TOKEN="s3cr3t", HEADERS="k=s3cr3t", TENANT="s3cr3t"))
-    assert "s3cr3t" not in shown
+    """Its repr has none of the headers and no tenant, and messages have none."""
+    config = config_of("http://host", TOKEN="s3cr3t", HEADERS="k=h1dd3n", TENANT="0wn-t3nant")
+    assert not any(secret in repr(config) for secret in ("s3cr3t", "h1dd3n", "0wn-t3nant"))
+    assert {"Bearer s3cr3t", "s3cr3t", "h1dd3n", "0wn-t3nant"} == set(config.secrets)
+    assert config_of("http://host").secrets == config_of("http://host", TENANT="runs-{tenant}").secrets == ()
 
 
 @pytest.mark.parametrize("kind", ["tempo", "jaeger"])

@@ -42,7 +42,7 @@ class RemoteConfig:
     """Sent with every request, the login included. The values are secrets."""
 
     tenant_header: str = ""
-    tenant: str = ""
+    tenant: str = field(default="", repr=False)
     """The backend's own tenant, or a template with ``{tenant}`` for that of the runs; empty for none."""
 
     timeout: float = DEFAULT_TIMEOUT
@@ -62,7 +62,8 @@ class RemoteConfig:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What no message may contain: header values and their parts, as in ``Bearer x``, longest first."""
-        return tuple(secret_parts(value for _, value in self.headers))
+        tenant = (self.tenant,) if self.tenant and not self.has_tenants else ()
+        return tuple(secret_parts([*(value for _, value in self.headers), *tenant]))
 
     @property
     def has_tenants(self) -> bool:

@@ -23,7 +23,8 @@ LETTERS = "\U00010348\U0001f600\U0001d11e"
 
 def remains(folder: Path) -> set[str]:
     """Return the names of the files that have one of the letters."""
-    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
+    # Logs before their databases, into which they are written meanwhile.
+    contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir(), reverse=True)}
     return {name for name, content in contents.items() if any(letter.encode() in content for letter in LETTERS)}
 
 
