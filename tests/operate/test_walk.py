@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from operate.walk import BLOCK, ROOT, SERVERS, jaeger, needs_collector_program, tempo
+from operate.walk import BLOCK, ROOT, SERVERS, jaeger, needs_collector_program, postgres, tempo
 from support.servers.finding import missing
+from support.servers.postgres import find_programs
 from support.servers.programs import require_program
 
 PAGES = sorted(
@@ -67,6 +68,8 @@ def test_what_a_page_shows_does_what_it_is_there_for(page: str, tmp_path: Path) 
     for server in (tempo, jaeger):
         if SERVERS[server](text) and shutil.which(server.__name__) is None:
             missing(server.__name__, f"no program {server.__name__} on PATH")
+    if SERVERS[postgres](text) and find_programs() is None:
+        missing("postgresql", "no program postgres on PATH or in /usr/lib/postgresql")
     if needs_collector_program(text):
         require_program("otelcol")
     done = walk(Path(page), tmp_path)

@@ -29,13 +29,14 @@ from typing import Final
 from support.receivers import certificate
 from support.servers.jaeger import BADGER, is_ready
 from support.servers.jaeger import config as jaeger_config
+from support.servers.postgres import OwnPostgres, find_programs
 from support.servers.process import START_SECONDS, Program, answers
 from support.servers.programs import ROOT, require_program
 from support.servers.tempo import config as tempo_config
 
 BLOCK: Final = re.compile(r"^```(console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMES: Final = {
-    "127.0.0.1": ("localhost", "tempo"),
+    "127.0.0.1": ("localhost", "tempo", "db.internal"),
     "127.0.0.2": ("jaeger",),
     "127.0.0.3": ("collector",),
     "127.0.0.4": ("workflows.example.com",),
@@ -366,6 +367,23 @@ def platform(directory: Path) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def postgres(directory: Path) -> Iterator[None]:
+    """PostgreSQL on the host db.internal, with the user, the password and the database of the pages."""
+    import psycopg
+
+    programs = find_programs()
+    assert programs is not None
+    server = OwnPostgres(programs, 5432)
+    try:
+        with psycopg.connect(server.base, autocommit=True) as connection:
+            connection.execute("ALTER USER runspan PASSWORD 'PASSWORD'")
+            connection.execute("CREATE DATABASE runspan")
+        yield
+    finally:
+        server.stop()
+
+
 def terminate_tls(listening: socket.socket, context: ssl.SSLContext) -> None:
     """Pass the bytes of each connection on to the server behind it."""
     with suppress(OSError):  # the page is done
@@ -429,6 +447,7 @@ SERVERS: Final[dict[Callable[[Path], AbstractContextManager[None]], Callable[[st
     jaeger: re.compile(r"jaeger\+http|http://jaeger:").search,
     collector: re.compile("http://collector:").search,
     platform: re.compile(r"workflows\.example\.com").search,
+    postgres: re.compile("@db.internal/").search,
 }
 """The servers, and whether a page needs them."""
 

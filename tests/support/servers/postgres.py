@@ -40,7 +40,7 @@ class Postgres:
 
     def __init__(self, how: str, base: str) -> None:
         self.how = how
-        self._base = base
+        self.base = base
         """The URL of the database to connect to for making others."""
 
     def database(self) -> str:
@@ -48,9 +48,9 @@ class Postgres:
         import psycopg
 
         name = f"test_{secrets.token_hex(6)}"
-        with psycopg.connect(self._base, autocommit=True) as connection:
+        with psycopg.connect(self.base, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}".encode())
-        return urlsplit(self._base)._replace(path=f"/{name}").geturl()
+        return urlsplit(self.base)._replace(path=f"/{name}").geturl()
 
     def stop(self) -> None:
         """Ends what the test run started."""
@@ -59,9 +59,10 @@ class Postgres:
 class OwnPostgres(Postgres):
     """A server of the test's own. It may be stopped, killed, frozen, and started again on the same port."""
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, port: int = 0) -> None:
+        """port: 0 for a free one."""
         self._programs = programs
-        (self._port,) = free_ports(1)
+        self._port = port or free_ports(1)[0]
         super().__init__(f"the program {programs / 'postgres'}", _url("127.0.0.1", self._port))
         self._directory = Path(tempfile.mkdtemp(prefix="runspan-postgres-"))  # pytest's are closed to other users
         self._data = self._directory / "data"
@@ -164,7 +165,7 @@ class ContainerPostgres(Postgres):
         import psycopg
 
         try:
-            psycopg.connect(self._base).close()
+            psycopg.connect(self.base).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -180,7 +181,7 @@ def _children(process: int) -> list[int]:
 
 
 @cache
-def _programs() -> Path | None:
+def find_programs() -> Path | None:
     """The folder of the programs: of those on PATH, else of Debian's newest version."""
     found = shutil.which("postgres")
     folders = [Path(found).resolve().parent] if found else []
@@ -198,7 +199,7 @@ def start_postgres(*, own: bool = False) -> Postgres:
         import psycopg  # noqa: F401
     except ImportError:
         missing("postgresql", "the package psycopg is not installed")
-    url, programs = os.environ.get(_VARIABLE), _programs()
+    url, programs = os.environ.get(_VARIABLE), find_programs()
     server: Postgres
     if url and not own:
         server = Postgres(f"PostgreSQL of {_VARIABLE}", url)
