@@ -127,7 +127,7 @@ class Blind:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def spans(self, trace_id: bytes, tenant: str | None = None) -> Any:
+    def run_spans(self, run_id: str, tenant: str = "") -> Any:
         return self._store.spans(bytes(16), tenant)
 
 

@@ -148,7 +148,7 @@ class Forwarder:
         trace_id = run_ids(run.id, tenant).trace_id
         headers = self._tenant_headers(tenant)
         with self._turn(trace_id):
-            newest = self._newest(trace_id, tenant)
+            newest = self._newest(run.id, tenant)
             ranked = _rank(run, newest, observed_at)
             if ranked is None:
                 return WriteResult(1 + len(run.steps), changed=False)
@@ -176,16 +176,16 @@ class Forwarder:
         finally:
             lock.release()
 
-    def _newest(self, trace_id: bytes, tenant: str) -> _Newest | None:
+    def _newest(self, run_id: str, tenant: str) -> _Newest | None:
         """Return the newest revision: what was pushed through here may not be readable yet."""
         with self._guard:
-            recent = self._recent.get(trace_id)
-        found = [newest for newest in (recent, self._read_newest(trace_id, tenant)) if newest is not None]
+            recent = self._recent.get(run_ids(run_id, tenant).trace_id)
+        found = [newest for newest in (recent, self._read_newest(run_id, tenant)) if newest is not None]
         return max(found, key=lambda newest: newest.revision, default=None)
 
-    def _read_newest(self, trace_id: bytes, tenant: str) -> _Newest | None:
+    def _read_newest(self, run_id: str, tenant: str) -> _Newest | None:
         try:
-            spans = self._reader.spans(trace_id, tenant)
+            spans = self._reader.run_spans(run_id, tenant)
         except NotFound:
             return None
         ranked = [(revision, span) for span in spans if (revision := _revision_of(span)) is not None]
