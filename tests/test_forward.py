@@ -20,6 +20,7 @@ from runspan import Run
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.delivery.config import exporter_config
 from runspan.forward import Forwarder
+from runspan.model.span import run_ids
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
@@ -210,6 +211,21 @@ def test_a_run_id_that_is_no_text_rejects_its_span_alone(pair: tuple[httpx.Clien
     assert reason.count("its trace id does not follow from run id") == 2
     assert len(reason) < 2000
     assert target.get("/api/v1/runs/run_1").json()["data"] == document()
+
+
+def test_a_revision_above_which_there_is_none_is_rejected(pair: tuple[httpx.Client, httpx.Client]) -> None:
+    """Nothing could correct its run any more."""
+    client, target = pair
+    request = TracesData()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=run_ids("a").trace_id, span_id=b"revision")
+    span.attributes.add(key="runspan.role").value.string_value = "revision"
+    span.attributes.add(key="runspan.run.id").value.string_value = "a"
+    span.attributes.add(key="runspan.revision").value.int_value = (1 << 63) - 1
+    response = client.post("/v1/traces", content=request.SerializeToString(), headers=PROTOBUF)
+    rejected, reason = partial_success(response)
+    assert rejected == 1
+    assert "follows from no time of observation" in reason
+    assert target.get("/metrics").text.count("runspan_spans_received_total 0.0") == 1
 
 
 def test_a_receiver_that_takes_a_part_is_a_partial_success(tmp_path: Path) -> None:

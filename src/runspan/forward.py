@@ -32,6 +32,7 @@ from runspan.codec.fields import (
     observed_time,
 )
 from runspan.codec.revisions import (
+    MAX_REVISION,
     WrittenState,
     first_revision,
     is_outdated,
@@ -352,14 +353,17 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
 
 
 def _refusal(span: Span, tenant: str, trace_ids: dict[str, bytes]) -> str:
-    """Return why a span of runspan is not of the sender's tenant, or an empty string.
+    """Return why a span of runspan is not of the sender's tenant, or leaves no room for a correction; else "".
 
     ``trace_ids``: those of the runs that were seen before, by run id.
     """
     attributes = span.attributes()
     owner, run_id = attributes.get(TENANT, ""), attributes.get(RUN_ID)
-    if _revision_of(span) is not None and owner != tenant:
+    revision = _revision_of(span)
+    if revision is not None and owner != tenant:
         return f"the run is of tenant {_shown(owner)}, the sender of {tenant!r}"
+    if revision is not None and revision > MAX_REVISION:
+        return f"revision {revision} follows from no time of observation"
     if isinstance(run_id, str):
         if run_id not in trace_ids:
             trace_ids[run_id] = run_ids(run_id, tenant).trace_id
