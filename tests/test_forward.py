@@ -14,11 +14,13 @@ import httpx
 import pytest
 from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from runspan import Run
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.delivery.config import exporter_config
 from runspan.forward import Forwarder
+from runspan.model.span import run_ids
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.app import create_app
@@ -126,7 +128,7 @@ class Blind:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def spans(self, trace_id: bytes, tenant: str | None = None) -> Any:
+    def run_spans(self, run_id: str, tenant: str = "") -> Any:
         return self._store.spans(bytes(16), tenant)
 
 
@@ -168,6 +170,62 @@ def test_what_is_too_large_for_one_request_is_forwarded_in_parts(tmp_path: Path)
         assert push(client, document("b", steps=steps)).status_code == 202
         for run_id in "ab":
             assert target.get(f"/api/v1/runs/{run_id}").json()["data"] == document(run_id, steps=steps)
+
+
+def test_resources_count_in_the_size_of_a_part(tmp_path: Path) -> None:
+    """Many resources, each larger than its spans, are parts of the size that backends take; one that leaves no room
+    for spans is refused, since every part has it."""
+    request = TracesData()
+    for number in range(20):
+        outer = request.resource_spans.add()
+        outer.resource.attributes.add(key="text").value.string_value = "x" * 400_000
+        outer.scope_spans.add().spans.add(trace_id=bytes(15) + b"1", span_id=bytes([1, *[number] * 7]), name="foreign")
+    with (
+        receiver(tmp_path / "store", max_body=3 << 20) as (target, store),
+        replica(store, str(target.base_url)) as client,
+    ):
+        response = client.post("/v1/traces", content=request.SerializeToString(), headers=PROTOBUF)
+        assert partial_success(response) == (0, "")
+        assert len(store.spans(bytes(15) + b"1")) == 20
+        outer.resource.attributes.add(key="more").value.string_value = "x" * 2_000_000
+        assert client.post("/v1/traces", content=request.SerializeToString(), headers=PROTOBUF).status_code == 413
+
+
+@pytest.mark.parametrize("kind", ["array_value", "kvlist_value"])
+def test_a_run_id_that_is_no_text_rejects_its_span_alone(pair: tuple[httpx.Client, httpx.Client], kind: str) -> None:
+    """The other spans of the request are forwarded, and what the sender has chosen does not fill the response."""
+    client, target = pair
+    request = TracesData()
+    spans = request.resource_spans.add().scope_spans.add().spans
+    for number, name in enumerate((kind, "string_value"), start=1):
+        span = spans.add(trace_id=bytes([number]) * 16, span_id=bytes([number]) * 8)
+        span.attributes.add(key="runspan.role").value.string_value = "step"
+        value = span.attributes.add(key="runspan.run.id").value
+        if name == "string_value":
+            value.string_value = "x" * 100_000
+        else:
+            getattr(value, name).values.add()
+    content = request.SerializeToString() + otlp(document())
+    rejected, reason = partial_success(client.post("/v1/traces", content=content, headers=PROTOBUF))
+    assert rejected == 2
+    assert reason.count("its trace id does not follow from run id") == 2
+    assert len(reason) < 2000
+    assert target.get("/api/v1/runs/run_1").json()["data"] == document()
+
+
+def test_a_revision_above_which_there_is_none_is_rejected(pair: tuple[httpx.Client, httpx.Client]) -> None:
+    """Nothing could correct its run any more."""
+    client, target = pair
+    request = TracesData()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=run_ids("a").trace_id, span_id=b"revision")
+    span.attributes.add(key="runspan.role").value.string_value = "revision"
+    span.attributes.add(key="runspan.run.id").value.string_value = "a"
+    span.attributes.add(key="runspan.revision").value.int_value = (1 << 63) - 1
+    response = client.post("/v1/traces", content=request.SerializeToString(), headers=PROTOBUF)
+    rejected, reason = partial_success(response)
+    assert rejected == 1
+    assert "follows from no time of observation" in reason
+    assert target.get("/metrics").text.count("runspan_spans_received_total 0.0") == 1
 
 
 def test_a_receiver_that_takes_a_part_is_a_partial_success(tmp_path: Path) -> None:

@@ -546,6 +546,10 @@ class TraceReader(Protocol):
         """
         ...
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        """Return the spans of a run's trace, as ``spans`` does, also if only a search finds its revisions."""
+        ...
+
     def search(self, query: RunQuery) -> Page:
         """Return the first ``query.limit`` runs after ``query.cursor``, each once and at its newest revision.
 

@@ -32,6 +32,7 @@ from runspan.codec.fields import (
     observed_time,
 )
 from runspan.codec.revisions import (
+    MAX_REVISION,
     WrittenState,
     first_revision,
     is_outdated,
@@ -80,6 +81,10 @@ PLACE_SECONDS: Final = 2.0
 _MAX_RECENT: Final = 10_000
 """Runs of which the latest pushed revision is remembered until it can surely be read back."""
 _LOCKS: Final = 256
+_MAX_SHOWN: Final = 200
+"""Characters of a value in a message."""
+_FRAME_BYTES: Final = 16
+"""At most so many are around each message in a request."""
 
 _log = logging.getLogger("runspan.forward")
 
@@ -144,7 +149,7 @@ class Forwarder:
         trace_id = run_ids(run.id, tenant).trace_id
         headers = self._tenant_headers(tenant)
         with self._turn(trace_id):
-            newest = self._newest(trace_id, tenant)
+            newest = self._newest(run.id, tenant)
             ranked = _rank(run, newest, observed_at)
             if ranked is None:
                 return WriteResult(1 + len(run.steps), changed=False)
@@ -172,16 +177,16 @@ class Forwarder:
         finally:
             lock.release()
 
-    def _newest(self, trace_id: bytes, tenant: str) -> _Newest | None:
+    def _newest(self, run_id: str, tenant: str) -> _Newest | None:
         """Return the newest revision: what was pushed through here may not be readable yet."""
         with self._guard:
-            recent = self._recent.get(trace_id)
-        found = [newest for newest in (recent, self._read_newest(trace_id, tenant)) if newest is not None]
+            recent = self._recent.get(run_ids(run_id, tenant).trace_id)
+        found = [newest for newest in (recent, self._read_newest(run_id, tenant)) if newest is not None]
         return max(found, key=lambda newest: newest.revision, default=None)
 
-    def _read_newest(self, trace_id: bytes, tenant: str) -> _Newest | None:
+    def _read_newest(self, run_id: str, tenant: str) -> _Newest | None:
         try:
-            spans = self._reader.spans(trace_id, tenant)
+            spans = self._reader.run_spans(run_id, tenant)
         except NotFound:
             return None
         ranked = [(revision, span) for span in spans if (revision := _revision_of(span)) is not None]
@@ -320,7 +325,7 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
     total = 0
     reasons: dict[bytes, str] = {}
     counts: Counter[bytes] = Counter()
-    trace_ids: dict[object, bytes | None] = {}
+    trace_ids: dict[str, bytes] = {}
     runs: set[bytes] = set()
     for resource_spans in request.resource_spans:
         for scope_spans in resource_spans.scope_spans:
@@ -347,22 +352,36 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
     return total, rejected, runs
 
 
-def _refusal(span: Span, tenant: str, trace_ids: dict[object, bytes | None]) -> str:
-    """Return why a span of runspan is not of the sender's tenant, or an empty string.
+def _refusal(span: Span, tenant: str, trace_ids: dict[str, bytes]) -> str:
+    """Return why a span of runspan is not of the sender's tenant, or leaves no room for a correction; else "".
 
     ``trace_ids``: those of the runs that were seen before, by run id.
     """
     attributes = span.attributes()
     owner, run_id = attributes.get(TENANT, ""), attributes.get(RUN_ID)
-    if _revision_of(span) is not None and owner != tenant:
-        return f"the run is of tenant {owner!r}, the sender of {tenant!r}"
-    if run_id not in trace_ids:
-        trace_ids[run_id] = run_ids(run_id, tenant).trace_id if isinstance(run_id, str) else None
-    return "" if trace_ids[run_id] == span.trace_id else f"its trace id does not follow from run id {run_id!r}"
+    revision = _revision_of(span)
+    if revision is not None and owner != tenant:
+        return f"the run is of tenant {_shown(owner)}, the sender of {tenant!r}"
+    if revision is not None and revision > MAX_REVISION:
+        return f"revision {revision} follows from no time of observation"
+    if isinstance(run_id, str):
+        if run_id not in trace_ids:
+            trace_ids[run_id] = run_ids(run_id, tenant).trace_id
+        if trace_ids[run_id] == span.trace_id:
+            return ""
+    return f"its trace id does not follow from run id {_shown(run_id)}"
+
+
+def _shown(value: object) -> str:
+    """Return the start of what a sender has chosen, for a message."""
+    return repr(value[:_MAX_SHOWN] if isinstance(value, str) else value)[:_MAX_SHOWN]
 
 
 def _parts(request: TracesData, max_bytes: int) -> Iterator[bytes]:
-    """Yield a request that is not empty in parts of about so many bytes, with the spans in their order."""
+    """Yield a request that is not empty in parts of about so many bytes, with the spans in their order.
+
+    A part is larger if a single span is. Raises PayloadTooLarge if resources or scopes leave little room for spans.
+    """
     if request.ByteSize() <= max_bytes:
         if any(scope.spans for resource in request.resource_spans for scope in resource.scope_spans):
             yield request.SerializeToString()
@@ -371,13 +390,24 @@ def _parts(request: TracesData, max_bytes: int) -> Iterator[bytes]:
     size = 0
     for resource_spans in request.resource_spans:
         outer: ResourceSpans | None = None
+        of_resource = _size_without(resource_spans, "scope_spans")
         for scope_spans in resource_spans.scope_spans:
             inner: ScopeSpans | None = None
+            of_scope = _size_without(scope_spans, "spans")
+            if scope_spans.spans and of_resource + of_scope > max_bytes // 2:  # each part has them
+                raise PayloadTooLarge(
+                    "a large request is forwarded in parts, each with the resource and the scope of its spans",
+                    expected=f"at most {max_bytes // 2} bytes of resource and scope",
+                    got=f"{of_resource + of_scope} bytes",
+                    hint="send fewer spans at once, or shorter attributes of the resource",
+                )
             for span in scope_spans.spans:
-                added = span.ByteSize()
-                if size and size + added > max_bytes:
+                added = span.ByteSize() + _FRAME_BYTES
+                around = (of_scope if inner is None else 0) + (of_resource if outer is None else 0)
+                if size and size + around + added > max_bytes:
                     yield part.SerializeToString()
                     part, size, outer, inner = TracesData(), 0, None, None
+                    around = of_scope + of_resource
                 if outer is None:
                     outer = part.resource_spans.add(schema_url=resource_spans.schema_url)
                     outer.resource.CopyFrom(resource_spans.resource)
@@ -385,6 +415,12 @@ def _parts(request: TracesData, max_bytes: int) -> Iterator[bytes]:
                     inner = outer.scope_spans.add(schema_url=scope_spans.schema_url)
                     inner.scope.CopyFrom(scope_spans.scope)
                 inner.spans.append(span)
-                size += added
+                size += around + added
     if size:
         yield part.SerializeToString()
+
+
+def _size_without(message: ResourceSpans | ScopeSpans, field: str) -> int:
+    """Return about how many bytes a message has besides those of a field."""
+    inside: int = sum(item.ByteSize() for item in getattr(message, field))
+    return _FRAME_BYTES + message.ByteSize() - inside

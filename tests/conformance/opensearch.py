@@ -51,6 +51,10 @@ class SettledReader:
         self._wait()
         return self.reader.spans(trace_id)
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        self._wait()
+        return self.reader.run_spans(run_id, tenant)
+
     def search(self, query: RunQuery) -> Page:
         self._wait()
         page = self.reader.search(query)

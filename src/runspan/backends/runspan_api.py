@@ -77,6 +77,10 @@ class RunspanApiReader:
         except PayloadError as error:
             raise self._api.refused("a trace in OTLP/JSON", error.got) from None
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        """See ``TraceReader``."""
+        return self.spans(run_ids(run_id, tenant).trace_id, tenant)
+
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``.
 

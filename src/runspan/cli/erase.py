@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from runspan.backends.sqlite.erase import TenantContent, copies_in, erase_tenant, tenant_content
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.check import require_store
 from runspan.cli.output import escape_control, print_hint, progress_display
-from runspan.cli.state import KEYS_FILE, create_key_store
+from runspan.cli.state import KEYS_FILE, StateOptions, create_key_store, state
 from runspan.delivery.report import plural
 from runspan.errors import ConfigError, QueryUnsupported
+from runspan.web.api_keys import ApiKeyStore
 from runspan.web.usage import USAGE_FILE, UsageStore
 
 _ELSEWHERE: Final = {
@@ -31,7 +33,7 @@ _ELSEWHERE: Final = {
 
 
 @click.command()
-@options.data
+@state
 @options.option(
     "--backend",
     "backend_url",
@@ -54,7 +56,7 @@ _ELSEWHERE: Final = {
 @click.pass_context
 def erase(
     ctx: click.Context,
-    data: str,
+    state: StateOptions,
     backend_url: str | None,
     tenant: str,
     yes: bool,
@@ -66,8 +68,8 @@ def erase(
 
     Its runs, its spans and what waits for others are deleted, and the database is written anew, without free pages and
     without the dictionary of its compression, which has parts of documents; so is the index. Then no file of the
-    directory has any of it. Its API keys are revoked; their names stay in the list of keys. Other tenants keep all they
-    have.
+    directory has any of it. Its API keys are revoked, also those of a server whose --data or --state is elsewhere, if
+    that is named too; their names stay in the list of keys. Other tenants keep all they have.
 
     Stop the server first. It takes as long as to copy the data directory, and as much space in it and in the system's
     temporary directory. If it is interrupted, run it again.
@@ -94,22 +96,32 @@ def erase(
                 got=kind.title(),
                 hint=_ELSEWHERE.get(kind, ""),
             )
-        data = backend_url.partition(":")[2]
+    data = state.data if backend_url is None else backend_url.partition(":")[2]
     if not tenant:
         raise ConfigError(where="--tenant", expected="the name of a tenant", got="an empty one")
     directory = require_store(data)
     began = time.monotonic()
+    revoked = 0
     if yes:
-        with handle_signals(), progress_display(quiet=quiet or as_json, unit="", line_every=30) as display:
-            found = erase_tenant(
-                directory, tenant, lambda what, done, total: display.update(_progress(what, done, total))
-            )
+        with ExitStack() as stack:
+            database = state.connect()  # before anything is gone
+            if database is not None:
+                stack.enter_context(closing(database))
+            with handle_signals(), progress_display(quiet=quiet or as_json, unit="", line_every=30) as display:
+                found = erase_tenant(
+                    directory, tenant, lambda what, done, total: display.update(_progress(what, done, total))
+                )
+            if database is not None:
+                revoked += _revoke_keys(ApiKeyStore(database), tenant)
+        for folder in _folders(ctx, state, directory):
+            if (folder / KEYS_FILE).exists():
+                with closing(create_key_store(str(folder))) as keys:
+                    revoked += _revoke_keys(keys, tenant)
+            if (folder / USAGE_FILE).exists():
+                with closing(UsageStore(folder / USAGE_FILE)) as usage:
+                    usage.erase(tenant)
     else:
         found = tenant_content(directory, tenant)
-    revoked = _revoke_keys(directory, tenant) if yes else 0
-    if yes and (directory / USAGE_FILE).exists():
-        with closing(UsageStore(directory / USAGE_FILE)) as usage:
-            usage.erase(tenant)
     left = copies_in(directory)
     if yes and copies:
         for path in left:
@@ -131,13 +143,17 @@ def erase(
     ctx.exit(INCOMPLETE if left or not yes else 0)
 
 
-def _revoke_keys(directory: Path, tenant: str) -> int:
-    if not (directory / KEYS_FILE).exists():
-        return 0
-    with closing(create_key_store(str(directory))) as keys:
-        found = [key for key in keys.list() if key.tenant == tenant and key.revoked is None]
-        for key in found:
-            keys.revoke(key.id)
+def _folders(ctx: click.Context, state: StateOptions, directory: Path) -> list[Path]:
+    """Return where a server of the store may keep files: in its directory, and in --data if that is given."""
+    if ctx.get_parameter_source("data") is ParameterSource.DEFAULT:
+        return [directory]
+    return list(dict.fromkeys((directory.resolve(), Path(state.data).resolve())))
+
+
+def _revoke_keys(keys: ApiKeyStore, tenant: str) -> int:
+    found = [key for key in keys.list() if key.tenant == tenant and key.revoked is None]
+    for key in found:
+        keys.revoke(key.id)
     return len(found)
 
 

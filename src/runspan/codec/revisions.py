@@ -5,10 +5,13 @@ See ``fields.ROOT_REVISION`` for what the numbers mean.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from runspan.codec.fields import ROOT_REVISION
 from runspan.model.document import Run, latest_time
+
+MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
+"""The highest revision accepted: it leaves room for later revisions in 64 bits."""
 
 
 class WrittenState(NamedTuple):

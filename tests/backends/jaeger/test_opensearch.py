@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -22,7 +22,9 @@ from runspan import Run
 from runspan.backends.jaeger import JaegerReader
 from runspan.backends.remote.config import LOOKBACK_DAYS, remote_config
 from runspan.contracts import RunQuery, TraceReader
+from runspan.delivery.config import exporter_config
 from runspan.errors import BackendRefused, NotFound
+from runspan.forward import Forwarder
 from runspan.model.timestamps import canonical_text
 from runspan.verify import Sent, canary, verify
 from runspan.verify.diagnosis import MAX_NESTED_OBJECTS
@@ -118,6 +120,26 @@ def test_old_runs_alone_are_listed(opensearch: OpenSearch, tmp_path: Path, tenan
     with jaeger_on(opensearch, tmp_path) as server, by_otlp(server) as backend:
         backend.send(make_run("old", now() - 9 * DAY), tenant=tenant)
         assert ids(backend.reader.search(RunQuery(tenant))) == ["old"]
+
+
+def test_a_forwarded_correction_ranks_above_an_end_that_has_no_trace_by_its_id(
+    opensearch: OpenSearch, tmp_path: Path, tenant: str
+) -> None:
+    """All revisions of a run lie at its start, before max_span_age: what is there is searched for."""
+    old = make_run("old", now() - 9 * DAY)
+    outputs = [Run.from_json(json.dumps(json.loads(old.text) | {"output": number})) for number in range(4)]
+    with jaeger_on(opensearch, tmp_path) as server, by_otlp(server) as backend:
+        backend.send(old, tenant=tenant)
+        assert backend.reader.document("old", tenant).text == old.text
+        for run in outputs:
+            # Another server each time, which has to read what is there.
+            with closing(Forwarder(backend.reader, exporter_config({}, endpoint=server.otlp))) as forwarder:
+                forwarder.put(run, tenant=tenant, observed_at=time.time_ns())
+            deadline = time.monotonic() + 60
+            while backend.reader.document("old", tenant).text != run.text:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        assert not backend.reader.document("old", tenant).conflict
 
 
 def test_a_max_span_age_that_is_too_long_is_found_out(opensearch: OpenSearch, tmp_path: Path, tenant: str) -> None:

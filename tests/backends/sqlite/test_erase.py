@@ -202,6 +202,16 @@ def test_the_command_says_what_it_erases_and_what_it_leaves(directory: Path) -> 
     assert "no runs" in runspan("list", "--data", directory, "--tenant", "acme").stderr.lower()
 
 
+def test_the_keys_of_a_server_that_keeps_them_elsewhere_are_revoked_too(directory: Path, tmp_path: Path) -> None:
+    """`serve --backend sqlite:DIR --data KEYS`: with its keys a client would send the tenant's runs again."""
+    for folder in (directory, tmp_path / "keys"):
+        runspan("keys", "create", "--data", folder, "--name", "theirs", "--tenant", "acme")
+    args = ("--backend", f"sqlite:{directory}", "--data", tmp_path / "keys", "--tenant", "acme", "--yes")
+    assert "2 API keys revoked" in runspan("erase", *args).stderr
+    for folder in (directory, tmp_path / "keys"):
+        assert runspan("keys", "list", "--data", folder).stdout.count("revoked") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [

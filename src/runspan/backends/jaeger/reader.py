@@ -175,6 +175,19 @@ class JaegerReader:
             )
         return spans
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        """See ``TraceReader``. The revision spans of a run lie at its start, which may be before ``max_span_age``."""
+        trace_id = trace_id_of(run_id, tenant)
+        try:
+            spans = self.spans(trace_id)
+        except NotFound:
+            spans = []
+        if not any(span.attributes().get(ROLE) in (ROLE_RUN, ROLE_REVISION) for span in spans):
+            spans = self._searched_spans(run_id, trace_id) or spans
+        if not spans:
+            raise self._not_found(f"run {run_id!r}")
+        return spans
+
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
         check_order(query, self._http.name)

@@ -49,6 +49,10 @@ class TenantReader:
         """See ``TraceReader``. There is no tenant that sees the spans of all."""
         return self._of(tenant or "").spans(trace_id, tenant)
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        """See ``TraceReader``."""
+        return self._of(tenant).run_spans(run_id, tenant)
+
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``."""
         return self._of(query.tenant).search(query)

@@ -51,7 +51,14 @@ from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import VerifiedRun, verify_run
 from runspan.codec.fields import DIGEST, ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
 from runspan.codec.growth import verify_growth
-from runspan.codec.revisions import WrittenState, first_revision, is_outdated, next_revision, repeated_revision
+from runspan.codec.revisions import (
+    MAX_REVISION,
+    WrittenState,
+    first_revision,
+    is_outdated,
+    next_revision,
+    repeated_revision,
+)
 from runspan.contracts import Rejection, WriteResult
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.document import Run, latest_time, sort_time
@@ -69,8 +76,6 @@ _PART_ROWS: Final = 500
 """Runs, bytes of documents, and rows of spans that one transaction writes for one caller."""
 _OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
 """The roles of the spans that a document is read from."""
-_MAX_REVISION: Final = 2 * ROOT_REVISION - (1 << 32)
-"""The highest revision accepted: it leaves room for later revisions in 64 bits."""
 
 
 @dataclass
@@ -783,7 +788,7 @@ def _steps_refusal(steps: int, limits: Limits) -> str | None:
 
 
 def _revision_refusal(revision: int) -> str | None:
-    return f"revision {revision} follows from no time of observation" if revision > _MAX_REVISION else None
+    return f"revision {revision} follows from no time of observation" if revision > MAX_REVISION else None
 
 
 def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:

@@ -336,6 +336,10 @@ class SqliteStore:
             raise _not_found(f"trace {trace_id.hex()}")
         return _joined(revision, fragments, foreign)
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        """See ``contracts.TraceReader``."""
+        return self.spans(_trace_id(run_id, tenant), tenant)
+
     def search(self, query: contracts.RunQuery) -> contracts.Page:
         """See ``contracts.TraceReader``. A page also ends before the summary that would exceed ``PAGE_BYTES``.
 

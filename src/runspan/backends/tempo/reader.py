@@ -109,6 +109,10 @@ class TempoReader:
                 self._sleep(delay)
         raise NotFound("not in this Tempo", where=f"trace {trace_id.hex()}")
 
+    def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
+        """See ``TraceReader``."""
+        return self.spans(trace_id_of(run_id, tenant), tenant)
+
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
         check_order(query, self._http.name)
