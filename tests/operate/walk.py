@@ -46,6 +46,7 @@ UNABLE: Final = {
     r"^make (demo|test|campaign|stack)$": "runs in .ci/run, or needs a container engine",
     r"^docker ": "needs a container engine",
     r"s3://": "needs an object store",
+    r"//opensearch:": "needs an OpenSearch; tests/backends/jaeger/test_opensearch.py does it",
     r"^runspan erase ": "ends with 1 until --yes is added, which needs the server stopped",
     r":24318\b": "needs `make stack`, which needs a container engine",
 }
