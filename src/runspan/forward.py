@@ -1,7 +1,7 @@
 """The forward use case: pass documents and spans on to a Collector before the backend that runs are read from.
 
 Nothing is kept here, so what is acknowledged is what the Collector has acknowledged. A remote backend takes spans from
-whoever reaches it, so they are checked here: nobody sends a run of another tenant.
+whoever reaches it, so they are checked here: no sender can write a run of another tenant.
 """
 
 from __future__ import annotations
@@ -148,9 +148,10 @@ class Forwarder:
         """
         trace_id = run_ids(run.id, tenant).trace_id
         headers = self._tenant_headers(tenant)
+        digest = sha256(run.text).hexdigest()
         with self._turn(trace_id):
-            newest = self._newest(run.id, tenant)
-            ranked = _rank(run, newest, observed_at)
+            newest = self._newest(trace_id, run.id, tenant)
+            ranked = _rank(run, digest, newest, observed_at)
             if ranked is None:
                 return WriteResult(1 + len(run.steps), changed=False)
             batch = Batch(self._resource, (_encode(run, tenant, *ranked),))
@@ -163,7 +164,7 @@ class Forwarder:
                     expected=f"all {batch.spans} spans of run {run.id} accepted",
                     got=f"{rejected[0].spans} rejected: {rejected[0].reason}",
                 )
-            self._remember(trace_id, run, *ranked)
+            self._remember(trace_id, run, digest, *ranked)
         return WriteResult(batch.spans)
 
     @contextmanager
@@ -177,10 +178,10 @@ class Forwarder:
         finally:
             lock.release()
 
-    def _newest(self, run_id: str, tenant: str) -> _Newest | None:
+    def _newest(self, trace_id: bytes, run_id: str, tenant: str) -> _Newest | None:
         """Return the newest revision: what was pushed through here may not be readable yet."""
         with self._guard:
-            recent = self._recent.get(run_ids(run_id, tenant).trace_id)
+            recent = self._recent.get(trace_id)
         found = [newest for newest in (recent, self._read_newest(run_id, tenant)) if newest is not None]
         return max(found, key=lambda newest: newest.revision, default=None)
 
@@ -196,9 +197,9 @@ class Forwarder:
         digest = str(span.attributes().get(DIGEST))
         return _Newest(revision, digest, span.start, partial(_stored_state, spans))
 
-    def _remember(self, trace_id: bytes, run: Run, revision: int, position: int) -> None:
+    def _remember(self, trace_id: bytes, run: Run, digest: str, revision: int, position: int) -> None:
         state = WrittenState(revision, latest_time(run.envelope), run.finished)
-        newest = _Newest(revision, sha256(run.text).hexdigest(), position, lambda: state)
+        newest = _Newest(revision, digest, position, lambda: state)
         with self._guard:
             self._recent[trace_id] = newest
             self._recent.move_to_end(trace_id)
@@ -275,11 +276,14 @@ class Forwarder:
         return BackendUnreachable(where=self.name, expected="an OTLP receiver for this server", got=reason, hint=hint)
 
 
-def _rank(run: Run, newest: _Newest | None, observed_at: int) -> tuple[int, int] | None:
-    """Return the revision of a document, and where the run lies if it has no time; None if the document is outdated."""
+def _rank(run: Run, digest: str, newest: _Newest | None, observed_at: int) -> tuple[int, int] | None:
+    """Return the revision of a document, and where the run lies if it has no time; None if the document is outdated.
+
+    digest: SHA-256 of its text, hex.
+    """
     if newest is None:
         return first_revision(run, observed_at), observed_at
-    if newest.digest == sha256(run.text).hexdigest():
+    if newest.digest == digest:
         revision = newest.revision if run.finished else repeated_revision(newest.revision, observed_at)
         return revision, newest.position
     if not run.finished and newest.revision >= ROOT_REVISION and is_outdated(run, newest.state()):

@@ -358,8 +358,7 @@ def read_protobuf(body: bytes, without: Container[bytes] = ()) -> ParsedRequest:
     Raises PayloadError if the body is not such a request and PayloadTooLarge if it exceeds a limit. A span with an
     invalid id, a time out of range, or too many attributes, events and links for its size is rejected alone.
     """
-    check_protobuf(body, default_max_spans(len(body)))
-    return to_parsed_request(parse_traces_data(body), without)
+    return to_parsed_request(read_message(body), without)
 
 
 def read_message(body: bytes) -> TracesData:

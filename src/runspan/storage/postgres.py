@@ -29,7 +29,7 @@ from runspan.system import require_posix
 TIMEOUT: Final = 5.0
 """Seconds for connecting, and for each transaction."""
 RETRY_PAUSE: Final = 1.0
-"""Seconds after a failed connection during which nobody tries again."""
+"""Seconds after a failed connection during which no other is attempted."""
 _MAX_CONNECTIONS: Final = 8
 """Of one process. A transaction takes about a millisecond."""
 _MAX_TEXT: Final = 300
@@ -161,7 +161,7 @@ class PostgresDatabase:
 
     @contextmanager
     def _connected(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a connection of which nobody else makes use."""
+        """Yield a connection that no other thread uses meanwhile."""
         self._refuse_while_away()
         if not self._slots.acquire(timeout=TIMEOUT):
             raise self._unreachable("all connections are in use")
@@ -198,7 +198,7 @@ class PostgresDatabase:
         return link
 
     def _answered(self) -> None:
-        """Refuse nobody any more."""
+        """Stop refusing requests, since the database answers."""
         if self._reason:
             self._reason = ""
             logger.warning("%s answers again", self.name)

@@ -153,6 +153,19 @@ class SharedDatabase:
             self._connection.close()
 
 
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the block changes when it ends, or nothing of it if it raises."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # after some errors SQLite has rolled back already
+            connection.execute("ROLLBACK")
+        raise
+
+
 def open_read_only(path: Path, *, pragmas: tuple[str, ...] = ()) -> sqlite3.Connection:
     """Open a file that ``open_database`` has created, to read. Raise sqlite3.Error when it cannot be opened."""
     connection = _connect(path.absolute().as_uri() + "?mode=ro", BUSY_TIMEOUT, uri=True)

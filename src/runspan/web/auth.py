@@ -44,7 +44,7 @@ class Principal:
 class RateLimiter:
     """A limit of requests per minute and client over a moving window. 0 means no limit. Thread-safe.
 
-    name: Tells the limits apart that are counted in the same ``windows``.
+    name: Distinguishes this limit from others that are counted in the same ``windows``.
     """
 
     def __init__(self, name: str, per_minute: int, windows: Windows) -> None:

@@ -415,7 +415,7 @@ class StoredRun(BaseModel):
     new: bool | None = Field(
         None,
         description="False if exactly this document was stored before, or if it is an older state of a finished run. "
-        "Absent if the document was forwarded, since nobody knows yet what the backend makes of it.",
+        "Absent if the document was forwarded, since the backend has not stored it yet.",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from runspan.errors import RateLimited
 from runspan.model.timestamps import SECOND, rfc3339
-from runspan.storage.sqlite_file import Schema, SharedDatabase, translate_errors
+from runspan.storage.sqlite_file import Schema, SharedDatabase, transaction, translate_errors
 
 USAGE_FILE: Final = "usage.sqlite3"
 _DAY: Final = 86_400 * SECOND
@@ -173,11 +173,5 @@ class UsageStore(SharedDatabase):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock, translate_errors(self._path, self._hints):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+        with self._lock, translate_errors(self._path, self._hints), transaction(self._connection):
+            yield

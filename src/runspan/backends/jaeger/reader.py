@@ -60,6 +60,7 @@ from runspan.contracts import (
     stopped_note,
 )
 from runspan.errors import BackendRefused, BackendTimeout, NotFound, TraceIncomplete
+from runspan.http.client import Response
 from runspan.model.document import TERMINAL_RUN_STATUSES
 from runspan.model.span import Span
 from runspan.model.timestamps import rfc3339
@@ -152,9 +153,7 @@ class JaegerReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
-        response = get_stored(self._http, f"/api/v3/traces/{trace_id.hex()}", {"raw_traces": "true"})
-        if response.status == 500:
-            raise storage_error(self._http, response)
+        response = self._stored_trace(trace_id.hex())
         if response.status == 404:
             if read_error(response.content) is None:
                 raise self._http.refused(response, WRONG_PATH)
@@ -336,14 +335,19 @@ class JaegerReader:
         return self._pool.map(self._read_trace, trace_ids)
 
     def _read_trace(self, trace_id: str) -> list[FoundSpan]:
-        response = get_stored(self._http, f"/api/v3/traces/{trace_id}", {"raw_traces": "true"})
-        if response.status == 500:
-            raise storage_error(self._http, response)
+        response = self._stored_trace(trace_id)
         try:
             found = [] if response.status == 404 else find_traces(response.content)
         except MalformedResponse:
             raise self._http.refused(response, WRONG_PATH) from None
         return [span for span in found if span.trace_id == trace_id]
+
+    def _stored_trace(self, trace_id: str) -> Response:
+        """Return the response to a request for a trace by its id, in hex, also with HTTP 404."""
+        response = get_stored(self._http, f"/api/v3/traces/{trace_id}", {"raw_traces": "true"})
+        if response.status == 500:
+            raise storage_error(self._http, response)
+        return response
 
     def _forget_server(self) -> None:
         """Detect search API and limits again, since the server may have another version or another store by now."""

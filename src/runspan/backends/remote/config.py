@@ -39,7 +39,7 @@ class RemoteConfig:
     """``http(s)://host:port/prefix`` without a login and a final slash."""
 
     headers: Headers = field(default=(), repr=False)
-    """Sent with every request, the login included. The values are secrets."""
+    """Sent with every request: the login, and the backend's tenant unless it is a template. The values are secrets."""
 
     tenant_header: str = ""
     tenant: str = field(default="", repr=False)
@@ -62,8 +62,7 @@ class RemoteConfig:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What no message may contain: header values and their parts, as in ``Bearer x``, longest first."""
-        tenant = (self.tenant,) if self.tenant and not self.has_tenants else ()
-        return tuple(secret_parts([*(value for _, value in self.headers), *tenant]))
+        return tuple(secret_parts(value for _, value in self.headers))
 
     @property
     def has_tenants(self) -> bool:

@@ -23,7 +23,7 @@ from runspan.backends.sqlite.schema import FILE_NAME, open_writer
 from runspan.backends.sqlite.wal import MARK_COMMIT, require_own_log
 from runspan.errors import StoreError
 from runspan.storage.data_directory import INDEX_FILE, exclusive_use
-from runspan.storage.sqlite_file import open_read_only, translate_errors
+from runspan.storage.sqlite_file import open_read_only, transaction, translate_errors
 from runspan.system import sync_path
 
 _BATCH: Final = 500
@@ -93,23 +93,18 @@ def erase_tenant(directory: Path, tenant: str, on_progress: OnProgress) -> Tenan
 
 def _content(connection: sqlite3.Connection, tenant: str) -> TenantContent:
     owner = tenant.encode()
-    counts = [
-        connection.execute(f"SELECT count(*) FROM {table} WHERE tenant = ?", (owner,)).fetchone()[0]  # noqa: S608
-        for table in ("runs", "foreign_spans", "fragments")
-    ]
-    return TenantContent(*counts)
+    counts = {
+        table: connection.execute(f"SELECT count(*) FROM {table} WHERE tenant = ?", (owner,)).fetchone()[0]  # noqa: S608
+        for table in _TABLES
+    }
+    return TenantContent(**counts)
 
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(connection):
         yield
         connection.execute(MARK_COMMIT)
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _delete(connection: sqlite3.Connection, table: str, tenant: str, on_progress: OnProgress) -> None:

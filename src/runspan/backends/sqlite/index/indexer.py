@@ -35,6 +35,7 @@ from runspan.storage.sqlite_file import (
     primary_code,
     read_statements,
     store_error,
+    transaction,
 )
 
 SCHEMA: Final = Schema(
@@ -459,14 +460,11 @@ class Index:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection, facts: FactsWriter) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
     try:
-        yield
-        connection.execute("COMMIT")
+        with transaction(connection):
+            yield
     except BaseException:
         facts.forget()
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
         raise
 
 
