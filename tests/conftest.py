@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from functools import cache
 from typing import Any
 
@@ -36,6 +37,13 @@ def _shared_ssl_context(verify: Any = True, cert: Any = None, trust_env: bool = 
 
 
 httpx._transports.default.create_ssl_context = _shared_ssl_context
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Skip what would begin after ``RUNSPAN_TEST_DEADLINE``, in seconds since 1970."""
+    if time.time() > float(os.environ.get("RUNSPAN_TEST_DEADLINE", "inf")):
+        pytest.skip("RUNSPAN_TEST_DEADLINE has passed")
 
 
 @pytest.hookimpl(optionalhook=True)

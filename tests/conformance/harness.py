@@ -33,6 +33,8 @@ class Harness(Protocol):
     Otherwise it shows complete revisions only. ``document`` proves the run in either case."""
     finds: tuple[int, int]
     """From when to when spans can start that the backend finds, in nanoseconds since 1970."""
+    hides_seconds: float
+    """How long a part of a trace that was found before may be missing, while the backend writes it to disk."""
 
     def send(self, *runs: Run, tenant: str, observed_at: int = ...) -> None:
         """Send runs as observed at this time, and return when the reader can read them."""
@@ -71,6 +73,7 @@ class StoreByDocument:
     keeps_all_spans: bool = True
     lists_by_summary = False
     finds = EVER
+    hides_seconds = 0.0
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
         for run in runs:

@@ -66,6 +66,7 @@ class TempoByOtlp(ByOtlp):
     """A Tempo, whose search finds a run a second or more after it was accepted."""
 
     reader: WaitingReader
+    hides_seconds: float = 2.0
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
         super().send_spans(spans, tenant)

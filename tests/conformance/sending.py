@@ -23,6 +23,7 @@ class ByOtlp:
     keeps_all_spans: bool = True
     lists_by_summary = True
     finds: tuple[int, int] = EVER
+    hides_seconds: float = 0.0
 
     def send(self, *runs: Run, tenant: str, observed_at: int = T0) -> None:
         for run in runs:

@@ -52,12 +52,16 @@ def find_chromium() -> str:
     return found
 
 
+_STOPPED: Final = r"net::ERR_(CONNECTION_(REFUSED|RESET)|EMPTY_RESPONSE)"
+"""What a page gets for its next refresh when the test has stopped the server already."""
+
+
 class Watch:
     """What a page complained of. ``allow`` names what a test provokes, by a pattern."""
 
     def __init__(self) -> None:
         self.complaints: list[str] = []
-        self._allowed: list[str] = []
+        self._allowed = [_STOPPED]
 
     def allow(self, pattern: str) -> None:
         self._allowed.append(pattern)
