@@ -66,11 +66,29 @@ def watch(example: Any, otlp: str, reader: TraceReader, *, lists: bool) -> Watch
     engine, workflows = example
     watched = Watched()
     ended = threading.Event()
+
+    def is_suspended() -> bool:
+        is_listed = watched.listed["suspended"] > 0 or not lists
+        return is_listed and any(document["status"] == "suspended" for document in watched.seen)
+
+    def is_retrying() -> bool:
+        return any(step["status"] == "retrying" for document in watched.seen for step in document["steps"])
+
+    def after(condition: Callable[[], bool], work: Callable[..., Any]) -> Callable[..., Any]:
+        def wait_and_work(*args: Any) -> Any:
+            wait_until(condition, 60)
+            return work(*args)
+
+        return wait_and_work
+
+    # These states last until they have been read.
+    engine.Approvals.ask = after(is_suspended, engine.Approvals.ask)
+    engine.Retry.delay = after(is_retrying, engine.Retry.delay)
     recorder = Recorder(endpoint=otlp, service_name="example-engine", export=ExportConfig(snapshot_delay=0.02))
 
     def execute() -> None:
         try:
-            made = engine.Engine(recorder, slowness=3)  # a retry waits longer than a read takes
+            made = engine.Engine(recorder, slowness=3)
             caller = {"traceparent": f"00-{'c' * 32}-{'d' * 16}-01"}
             result = made.execute(
                 workflows.ORDER, {"customer": "cus_7"}, trigger="webhook", headers=caller, on_start=watched.runs.append
@@ -142,8 +160,7 @@ def check_seen_documents(watched: Watched) -> None:
 
 def test_the_embedded_store_shows_the_run_while_it_runs_and_after(example: Any, tmp_path: Path) -> None:
     """``runspan serve`` returns the run running, retrying and suspended, in lists too, and in the end its document."""
-    with server(tmp_path) as (url, _):
-        reader = RunspanApiReader(url)
+    with server(tmp_path) as (url, _), closing(RunspanApiReader(url)) as reader:
         watched = watch(example, url, reader, lists=True)
         check_seen_documents(watched)
         assert watched.listed["running"] > 0
@@ -151,7 +168,6 @@ def test_the_embedded_store_shows_the_run_while_it_runs_and_after(example: Any, 
         assert reader.search(RunQuery(status="running")).items == []
         failed = reader.search(RunQuery(status="failed")).items
         assert [json.loads(item)["error"]["code"] for item in failed] == ["INTEGRATION_ERROR"]
-        reader.close()
 
 
 @pytest.mark.parametrize("storage", ["memory", "badger"])
@@ -162,10 +178,9 @@ def test_jaeger_shows_the_expected_trace(
     attempts below theirs, tokens, errors and links; the REST API over Jaeger returns the run all the time."""
     jaeger: Jaeger = request.getfixturevalue(f"jaeger_{storage}")
     with server(tmp_path, "--backend", f"jaeger+{jaeger.url}") as (url, _):
-        reader = RunspanApiReader(url)
-        watched = watch(example, jaeger.otlp, reader, lists=False)
+        with closing(RunspanApiReader(url)) as reader:
+            watched = watch(example, jaeger.otlp, reader, lists=False)
         check_seen_documents(watched)
-        reader.close()
     order, payout = watched.run("wf_order_to_cash"), watched.run("wf_payout")
     check_trace(jaeger_spans(jaeger, order.trace_id), order)
     failed = jaeger_spans(jaeger, payout.trace_id)
@@ -240,10 +255,9 @@ def test_tempo_shows_the_run_while_it_runs_and_after(example: Any, whole_tempo: 
     """The REST API over Tempo returns the running run, and in the end its document and complete trace."""
     tempo = whole_tempo
     with server(tmp_path, "--backend", f"tempo+{tempo.url}") as (url, _):
-        reader = RunspanApiReader(url)
-        watched = watch(example, tempo.otlp, reader, lists=False)
+        with closing(RunspanApiReader(url)) as reader:
+            watched = watch(example, tempo.otlp, reader, lists=False)
         check_seen_documents(watched)
-        reader.close()
     run = watched.run("wf_order_to_cash")
     with closing(connect(f"tempo+{tempo.url}")) as direct:
         spans = wait_until(lambda: _complete(lambda: direct.spans(run.trace_id)), 60)
