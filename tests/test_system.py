@@ -77,10 +77,15 @@ with Recorder(endpoint=sys.argv[1], dead_letter=sys.argv[2]) as recorder:
 def test_lines_of_two_processes_on_windows_do_not_mix(tmp_path: Path) -> None:
     """Though the system writes each line in parts, and each line contains line breaks."""
     program = r"""
+import os
 from runspan.delivery import DeadLetters
-with DeadLetters(sys.argv[1]) as letters:
+path, name = sys.argv[1:]
+with DeadLetters(path) as letters:
+    open(path + name, "x").close()
+    while not all(os.path.exists(path + other) for other in "ab"):
+        pass
     for number in range(150):
-        letters.write_text(b'{"id":"%s%d","input":[\n"%s"\n]}' % (sys.argv[2].encode(), number, b"x" * 200))
+        letters.write_text(b'{"id":"%s%d","input":[\n"%s"\n]}' % (name.encode(), number, b"x" * 200))
 sys.exit(letters.lost)
 """
     path = tmp_path / "left.ndjson"

@@ -26,6 +26,8 @@ POSIX_NAMES: dict[ModuleType, str] = {
     socket: "AF_UNIX AF_NETLINK AF_PACKET SO_REUSEPORT recv_fds send_fds",
 }
 _BINARY = 0x8000
+_FARTHEST = 1 << 40
+"""Windows lets a file be at any position; on Linux some file systems end at 16 TiB."""
 
 
 def imitate_windows(modules: list[str]) -> None:
@@ -50,10 +52,11 @@ def imitate_windows(modules: list[str]) -> None:
 
 
 def _imitate_files() -> None:
-    open_file, write, unlink, lock = os.open, os.write, os.unlink, fcntl.lockf
+    open_file, write, unlink, lock, seek = os.open, os.write, os.unlink, fcntl.lockf, os.lseek
     exclusive, unlocked = fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN
     text_files: set[int] = set()
     opened: set[int] = set()
+    far: dict[int, int] = {}
 
     def imitated_open(path: Any, flags: int, *rest: int, **more: Any) -> int:
         file = open_file(path, flags & ~_BINARY, *rest, **more)
@@ -77,14 +80,23 @@ def _imitate_files() -> None:
                     raise
         unlink(path, **more)
 
+    def imitated_lseek(file: int, position: int, whence: int) -> int:
+        far.pop(file, None)
+        if position > _FARTHEST:
+            far[file] = position
+            return position
+        return seek(file, position, whence)
+
     def locking(file: int, mode: int, size: int) -> None:
         """Errors are those of the C runtime: EACCES for a byte that another process has locked."""
+        position = far[file] if file in far else seek(file, 0, os.SEEK_CUR)
         try:
-            lock(file, exclusive if mode == msvcrt.LK_NBLCK else unlocked, size, os.lseek(file, 0, os.SEEK_CUR))
+            lock(file, exclusive if mode == msvcrt.LK_NBLCK else unlocked, size, position)
         except BlockingIOError as error:
             raise PermissionError(errno.EACCES, "locked") from error
 
-    os.open, os.write, os.unlink = imitated_open, imitated_write, imitated_unlink  # type: ignore[assignment]
+    os.open, os.write = imitated_open, imitated_write  # type: ignore[assignment]
+    os.lseek, os.unlink = imitated_lseek, imitated_unlink  # type: ignore[assignment]
     msvcrt: Any = ModuleType("msvcrt")
     msvcrt.LK_NBLCK, msvcrt.LK_UNLCK, msvcrt.locking = 2, 0, locking
     sys.modules["msvcrt"] = msvcrt
