@@ -19,6 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan import Run
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.delivery.config import exporter_config
+from runspan.errors import TraceIncomplete
 from runspan.forward import Forwarder
 from runspan.model.span import run_ids
 from runspan.otlp.json import write_json
@@ -141,6 +142,34 @@ def test_a_correction_ranks_above_an_end_that_cannot_be_read_yet(tmp_path: Path)
         forwarder.close()
         assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 2
         assert not store.document("run_1").conflict
+
+
+def test_a_correction_ranks_above_an_end_that_was_sent_over_otlp_and_cannot_be_read_yet(tmp_path: Path) -> None:
+    """It is no conflict, as from another server. An unfinished document is refused, since it may be an older one."""
+    with receiver(tmp_path / "store") as (target, store):
+        forwarder = Forwarder(Blind(store), exporter_config({}, endpoint=str(target.base_url)))
+        with closing(forwarder):
+            forwarder.write(TracesData.FromString(otlp(document(output=0))), "")
+            with pytest.raises(TraceIncomplete, match="the end of the run was forwarded"):
+                forwarder.put(Run.from_dict(document(status="running", completedAt=None)), observed_at=NOW)
+            assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 0
+            forwarder.put(Run.from_dict(document(output=1)), observed_at=NOW)
+            forwarder.write(TracesData.FromString(otlp(document(output=0))), "")
+            assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 1
+            forwarder.put(Run.from_dict(document(output=2)), observed_at=NOW)
+        assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 2
+        assert not store.document("run_1").conflict
+
+
+def test_what_the_receiver_rejects_counts_for_no_revision(tmp_path: Path) -> None:
+    """Nobody knows which spans those were, so the end that is pushed next is the run's first."""
+    steps = [{"id": str(number), "status": "completed"} for number in range(3)]
+    with receiver(tmp_path / "store", max_steps=2) as (target, store):
+        with closing(Forwarder(Blind(store), exporter_config({}, endpoint=str(target.base_url)))) as forwarder:
+            assert forwarder.write(TracesData.FromString(otlp(document(steps=steps))), "").rejected
+            forwarder.put(Run.from_dict(document()), observed_at=NOW)
+        assert target.get("/api/v1/runs/run_1").json()["data"] == document()
+        assert [span.attributes()["runspan.role"] for span in store.run_spans("run_1")].count("run") == 1
 
 
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
