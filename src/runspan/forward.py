@@ -69,11 +69,15 @@ from runspan.model.span import Span, run_ids
 from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.env import Headers
 from runspan.otlp.protobuf_reader import read_own
-from runspan.otlp.protobuf_writer import Resource, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, scoped_bytes, single_spans
 
 MAX_BYTES: Final = 2_900_000
 """Bytes of the spans in a request. A Collector acknowledges larger ones, and drops them when a backend's gRPC receiver
 refuses more than 4 MiB."""
+MAX_REQUEST: Final = 4 << 20
+"""Bytes of a request that gRPC receivers take by default."""
+_MERGED_BYTES: Final = 600_000
+"""What a Collector may add to a request from others: ``min_size`` in otel-collector.yaml, and what is around it."""
 CONCURRENCY: Final = 8
 """Requests in flight."""
 PLACE_SECONDS: Final = 2.0
@@ -112,6 +116,7 @@ class Forwarder:
     config: The Collector, over HTTP. Its timeout is that of one request.
     tenant_headers: Returns the headers for the backend's tenant of a tenant of runs.
     resource: The sender of pushed documents.
+    max_request: Bytes of a request that the backend takes, at least ``MAX_REQUEST``. Larger spans are refused.
     """
 
     def __init__(
@@ -122,12 +127,14 @@ class Forwarder:
         tenant_headers: Callable[[str], Headers] = lambda tenant: (),
         resource: Resource | None = None,
         concurrency: int = CONCURRENCY,
+        max_request: int = MAX_REQUEST,
     ) -> None:
         self.name = f"the Collector at {config.display_url}"
         self._reader = reader
         self._config = config
         self._tenant_headers = tenant_headers
         self._resource = resource or Resource()
+        self._max_request = max_request
         self._transport = HttpTransport(config, connections=concurrency)
         self._places = BoundedSemaphore(concurrency)
         self._recent: OrderedDict[bytes, _Newest] = OrderedDict()
@@ -155,7 +162,11 @@ class Forwarder:
             ranked = _rank(run, digest, newest, observed_at)
             if ranked is None:
                 return WriteResult(1 + len(run.steps), changed=False)
-            batch = Batch(self._resource, (_encode(run, tenant, *ranked),))
+            encoded = _encode(run, tenant, *ranked)
+            if encoded.size > self._max_part:
+                for _, data, _ in single_spans(encoded.spans):
+                    self._check_size(len(data), f"run {run.id}")
+            batch = Batch(self._resource, (encoded,))
             with self._place():
                 result = batch.send(lambda part: self._transport.send(part.body(), headers), MAX_BYTES)
             rejected = self._rejected(result)
@@ -222,6 +233,8 @@ class Forwarder:
         headers = (*self._tenant_headers(tenant), *headers)
         total, rejected, runs = _take_refused(request, tenant)
         parts = list(_parts(request, MAX_BYTES))
+        for part in parts:
+            self._check_size(len(part))
         if parts:
             refused = len(rejected)
             with charged(runs), self._place():
@@ -230,6 +243,23 @@ class Forwarder:
             if len(rejected) == refused:
                 self._remember({trace_id: newest for trace_id, newest in runs.items() if newest is not None})
         return WriteResult(total - sum(item.spans for item in rejected), tuple(rejected))
+
+    @property
+    def _max_part(self) -> int:
+        return self._max_request - _MERGED_BYTES
+
+    def _check_size(self, size: int, where: str = "") -> None:
+        """Raise PayloadTooLarge for a span, or for a part of one span, that a backend may refuse."""
+        if size > self._max_part:
+            raise PayloadTooLarge(
+                "a span is too large for the backend, which would refuse it after the Collector has acknowledged it",
+                where=where,
+                expected=f"at most {self._max_part} bytes in a span, since the backend takes requests of "
+                f"{self._max_request} bytes and the Collector may add to them",
+                got=f"{size} bytes",
+                hint="send shorter payloads; or the operator raises max_recv_msg_size_mib of the backend's OTLP "
+                "receiver, and then --max-forwarded of this server",
+            )
 
     @contextmanager
     def _place(self) -> Iterator[None]:
