@@ -19,7 +19,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan import Run
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.delivery.config import exporter_config
-from runspan.forward import Forwarder
+from runspan.errors import TraceIncomplete
+from runspan.forward import MAX_REQUEST, Forwarder
 from runspan.model.span import run_ids
 from runspan.otlp.json import write_json
 from runspan.web.api_keys import ApiKeyStore
@@ -48,11 +49,11 @@ def receiver(directory: Path, **config: Any) -> Iterator[tuple[httpx.Client, Sql
 
 @contextmanager
 def replica(
-    store: SqliteStore, endpoint: str, *, keys: ApiKeyStore | None = None, **env: str
+    store: SqliteStore, endpoint: str, *, keys: ApiKeyStore | None = None, max_request: int = MAX_REQUEST, **env: str
 ) -> Iterator[httpx.Client]:
     """A server that reads a store and forwards to its receiver."""
     config = exporter_config(SLOW | env, endpoint=endpoint, protocol="http/protobuf")
-    forwarder = Forwarder(store, config)
+    forwarder = Forwarder(store, config, max_request=max_request)
     try:
         with serving(create_app(store, forwarder, keys=keys), max_body=64 << 20) as client:
             yield client
@@ -143,6 +144,34 @@ def test_a_correction_ranks_above_an_end_that_cannot_be_read_yet(tmp_path: Path)
         assert not store.document("run_1").conflict
 
 
+def test_a_correction_ranks_above_an_end_that_was_sent_over_otlp_and_cannot_be_read_yet(tmp_path: Path) -> None:
+    """It is no conflict, as from another server. An unfinished document is refused, since it may be an older one."""
+    with receiver(tmp_path / "store") as (target, store):
+        forwarder = Forwarder(Blind(store), exporter_config({}, endpoint=str(target.base_url)))
+        with closing(forwarder):
+            forwarder.write(TracesData.FromString(otlp(document(output=0))), "")
+            with pytest.raises(TraceIncomplete, match="the end of the run was forwarded"):
+                forwarder.put(Run.from_dict(document(status="running", completedAt=None)), observed_at=NOW)
+            assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 0
+            forwarder.put(Run.from_dict(document(output=1)), observed_at=NOW)
+            forwarder.write(TracesData.FromString(otlp(document(output=0))), "")
+            assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 1
+            forwarder.put(Run.from_dict(document(output=2)), observed_at=NOW)
+        assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 2
+        assert not store.document("run_1").conflict
+
+
+def test_what_the_receiver_rejects_counts_for_no_revision(tmp_path: Path) -> None:
+    """Nobody knows which spans those were, so the end that is pushed next is the run's first."""
+    steps = [{"id": str(number), "status": "completed"} for number in range(3)]
+    with receiver(tmp_path / "store", max_steps=2) as (target, store):
+        with closing(Forwarder(Blind(store), exporter_config({}, endpoint=str(target.base_url)))) as forwarder:
+            assert forwarder.write(TracesData.FromString(otlp(document(steps=steps))), "").rejected
+            forwarder.put(Run.from_dict(document()), observed_at=NOW)
+        assert target.get("/api/v1/runs/run_1").json()["data"] == document()
+        assert [span.attributes()["runspan.role"] for span in store.run_spans("run_1")].count("run") == 1
+
+
 @pytest.mark.parametrize("encoding", ["protobuf", "json"])
 def test_spans_are_forwarded_in_both_encodings(pair: tuple[httpx.Client, httpx.Client], encoding: str) -> None:
     """Spans of runs and of other instrumentation arrive, and the response is in the encoding of the request."""
@@ -189,6 +218,33 @@ def test_resources_count_in_the_size_of_a_part(tmp_path: Path) -> None:
         assert len(store.spans(bytes(15) + b"1")) == 20
         outer.resource.attributes.add(key="more").value.string_value = "x" * 2_000_000
         assert client.post("/v1/traces", content=request.SerializeToString(), headers=PROTOBUF).status_code == 413
+
+
+def test_a_span_that_backends_refuse_is_refused_before_it_is_forwarded(tmp_path: Path) -> None:
+    """The Collector would acknowledge it, and drop it once a backend has refused it. Nothing of its request is sent."""
+
+    def run(run_id: str, size: int) -> dict[str, Any]:
+        steps = [{"id": "small", "status": "completed"}, {"id": "s", "status": "completed", "output": "x" * size}]
+        return document(run_id, steps=steps)
+
+    with receiver(tmp_path / "store", max_body=64 << 20) as (target, store):
+        with replica(store, str(target.base_url)) as client:
+            error = error_of(push(client, run("a", 4 << 20)), 413, "PAYLOAD_TOO_LARGE")
+            assert "run a: " in error["message"]
+            response = client.post("/v1/traces", content=otlp(run("b", 4 << 20), document()), headers=PROTOBUF)
+            assert response.status_code == 413
+            for message in (error["message"], Status.FromString(response.content).message):
+                assert "at most 3594304 bytes in a span" in message
+                assert "takes requests of 4194304 bytes" in message
+                assert "--max-forwarded" in message
+            assert store.stats().runs == 0
+            assert push(client, run("c", 3_400_000)).status_code == 202
+            body = otlp(run("d", 3_400_000))
+            assert partial_success(client.post("/v1/traces", content=body, headers=PROTOBUF)) == (0, "")
+            for run_id in "cd":
+                assert target.get(f"/api/v1/runs/{run_id}").json()["data"] == run(run_id, 3_400_000)
+        with replica(store, str(target.base_url), max_request=8 << 20) as client:
+            assert push(client, run("a", 4 << 20)).status_code == 202
 
 
 @pytest.mark.parametrize("kind", ["array_value", "kvlist_value"])

@@ -547,7 +547,10 @@ class TraceReader(Protocol):
         ...
 
     def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
-        """Return the spans of a run's trace, as ``spans`` does, also if only a search finds its revisions."""
+        """Return the spans of a run's trace, as ``spans`` does, also if only a search finds its revisions.
+
+        Raises TraceIncomplete if the backend says that it returns a part of the trace.
+        """
         ...
 
     def search(self, query: RunQuery) -> Page:

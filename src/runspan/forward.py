@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -69,17 +69,21 @@ from runspan.model.span import Span, run_ids
 from runspan.otlp.bulk_writer import write_run
 from runspan.otlp.env import Headers
 from runspan.otlp.protobuf_reader import read_own
-from runspan.otlp.protobuf_writer import Resource, scoped_bytes
+from runspan.otlp.protobuf_writer import Resource, scoped_bytes, single_spans
 
 MAX_BYTES: Final = 2_900_000
 """Bytes of the spans in a request. A Collector acknowledges larger ones, and drops them when a backend's gRPC receiver
 refuses more than 4 MiB."""
+MAX_REQUEST: Final = 4 << 20
+"""Bytes of a request that gRPC receivers take by default."""
+_MERGED_BYTES: Final = 600_000
+"""What a Collector may add to a request from others: ``min_size`` in otel-collector.yaml, and what is around it."""
 CONCURRENCY: Final = 8
 """Requests in flight."""
 PLACE_SECONDS: Final = 2.0
 """How long a request waits for one of these places, at most."""
 _MAX_RECENT: Final = 10_000
-"""Runs of which the latest pushed revision is remembered until it can surely be read back."""
+"""Runs of which the newest revision that was acknowledged is remembered until it can surely be read back."""
 _LOCKS: Final = 256
 _MAX_SHOWN: Final = 200
 """Characters of a value in a message."""
@@ -91,7 +95,7 @@ _log = logging.getLogger("runspan.forward")
 
 @dataclass(frozen=True, slots=True)
 class _Newest:
-    """The newest revision of a run that is known: pushed through here, or read from the backend."""
+    """The newest revision of a run that is known: sent through here, or read from the backend."""
 
     revision: int
     digest: str
@@ -112,6 +116,7 @@ class Forwarder:
     config: The Collector, over HTTP. Its timeout is that of one request.
     tenant_headers: Returns the headers for the backend's tenant of a tenant of runs.
     resource: The sender of pushed documents.
+    max_request: Bytes of a request that the backend takes, at least ``MAX_REQUEST``. Larger spans are refused.
     """
 
     def __init__(
@@ -122,12 +127,14 @@ class Forwarder:
         tenant_headers: Callable[[str], Headers] = lambda tenant: (),
         resource: Resource | None = None,
         concurrency: int = CONCURRENCY,
+        max_request: int = MAX_REQUEST,
     ) -> None:
         self.name = f"the Collector at {config.display_url}"
         self._reader = reader
         self._config = config
         self._tenant_headers = tenant_headers
         self._resource = resource or Resource()
+        self._max_request = max_request
         self._transport = HttpTransport(config, connections=concurrency)
         self._places = BoundedSemaphore(concurrency)
         self._recent: OrderedDict[bytes, _Newest] = OrderedDict()
@@ -143,8 +150,9 @@ class Forwarder:
     def put(self, run: Run, *, tenant: str = "", observed_at: int) -> WriteResult:
         """See ``contracts.TraceWriter.put``. The backend is read first, since what it has decides the revision.
 
-        A change that was pushed through another server a moment ago may not be readable yet. Of two ends of a run that
-        were pushed so, readers return one and report a conflict.
+        What was sent to another server a moment ago may not be readable yet. Of two ends of a run that were sent so,
+        readers return one and report a conflict. Raises TraceIncomplete for an unfinished document whose run has an end
+        that was forwarded over OTLP and cannot be read yet.
         """
         trace_id = run_ids(run.id, tenant).trace_id
         headers = self._tenant_headers(tenant)
@@ -154,7 +162,11 @@ class Forwarder:
             ranked = _rank(run, digest, newest, observed_at)
             if ranked is None:
                 return WriteResult(1 + len(run.steps), changed=False)
-            batch = Batch(self._resource, (_encode(run, tenant, *ranked),))
+            encoded = _encode(run, tenant, *ranked)
+            if encoded.size > self._max_part:
+                for _, data, _ in single_spans(encoded.spans):
+                    self._check_size(len(data), f"run {run.id}")
+            batch = Batch(self._resource, (encoded,))
             with self._place():
                 result = batch.send(lambda part: self._transport.send(part.body(), headers), MAX_BYTES)
             rejected = self._rejected(result)
@@ -164,7 +176,7 @@ class Forwarder:
                     expected=f"all {batch.spans} spans of run {run.id} accepted",
                     got=f"{rejected[0].spans} rejected: {rejected[0].reason}",
                 )
-            self._remember(trace_id, run, digest, *ranked)
+            self._remember({trace_id: _pushed(run, digest, *ranked)})
         return WriteResult(batch.spans)
 
     @contextmanager
@@ -179,31 +191,27 @@ class Forwarder:
             lock.release()
 
     def _newest(self, trace_id: bytes, run_id: str, tenant: str) -> _Newest | None:
-        """Return the newest revision: what was pushed through here may not be readable yet."""
+        """Return the newest revision: what was sent through here may not be readable yet."""
         with self._guard:
             recent = self._recent.get(trace_id)
-        found = [newest for newest in (recent, self._read_newest(run_id, tenant)) if newest is not None]
-        return max(found, key=lambda newest: newest.revision, default=None)
+        return max(filter(None, (recent, self._read_newest(run_id, tenant))), key=_order, default=None)
 
     def _read_newest(self, run_id: str, tenant: str) -> _Newest | None:
         try:
             spans = self._reader.run_spans(run_id, tenant)
         except NotFound:
             return None
-        ranked = [(revision, span) for span in spans if (revision := _revision_of(span)) is not None]
-        if not ranked:
-            return None
-        revision, span = max(ranked, key=lambda pair: pair[0])
-        digest = str(span.attributes().get(DIGEST))
-        return _Newest(revision, digest, span.start, partial(_stored_state, spans))
+        state = partial(_stored_state, spans)
+        return max(filter(None, (_newest_of(span, state) for span in spans)), key=_order, default=None)
 
-    def _remember(self, trace_id: bytes, run: Run, digest: str, revision: int, position: int) -> None:
-        state = WrittenState(revision, latest_time(run.envelope), run.finished)
-        newest = _Newest(revision, digest, position, lambda: state)
+    def _remember(self, acknowledged: Mapping[bytes, _Newest]) -> None:
+        """Remember revisions by trace id, where they are the newest."""
         with self._guard:
-            self._recent[trace_id] = newest
-            self._recent.move_to_end(trace_id)
-            if len(self._recent) > _MAX_RECENT:
+            for trace_id, newest in acknowledged.items():
+                recent = self._recent.get(trace_id)
+                self._recent[trace_id] = newest if recent is None else max(newest, recent, key=_order)
+                self._recent.move_to_end(trace_id)
+            while len(self._recent) > _MAX_RECENT:
                 self._recent.popitem(last=False)
 
     # OTLP.
@@ -223,13 +231,35 @@ class Forwarder:
         - ``charged``: returns what to hold while spans of the runs with these trace ids are sent.
         """
         headers = (*self._tenant_headers(tenant), *headers)
-        total, rejected, trace_ids = _take_refused(request, tenant)
+        total, rejected, runs = _take_refused(request, tenant)
         parts = list(_parts(request, MAX_BYTES))
+        for part in parts:
+            self._check_size(len(part))
         if parts:
-            with charged(trace_ids), self._place():
+            refused = len(rejected)
+            with charged(runs), self._place():
                 for part in parts:
                     rejected += self._rejected(self._transport.send(part, headers))
+            if len(rejected) == refused:
+                self._remember({trace_id: newest for trace_id, newest in runs.items() if newest is not None})
         return WriteResult(total - sum(item.spans for item in rejected), tuple(rejected))
+
+    @property
+    def _max_part(self) -> int:
+        return self._max_request - _MERGED_BYTES
+
+    def _check_size(self, size: int, where: str = "") -> None:
+        """Raise PayloadTooLarge for a span, or for a part of one span, that a backend may refuse."""
+        if size > self._max_part:
+            raise PayloadTooLarge(
+                "a span is too large for the backend, which would refuse it after the Collector has acknowledged it",
+                where=where,
+                expected=f"at most {self._max_part} bytes in a span, since the backend takes requests of "
+                f"{self._max_request} bytes and the Collector may add to them",
+                got=f"{size} bytes",
+                hint="send shorter payloads; or the operator raises max_recv_msg_size_mib of the backend's OTLP "
+                "receiver, and then --max-forwarded of this server",
+            )
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -276,6 +306,22 @@ class Forwarder:
         return BackendUnreachable(where=self.name, expected="an OTLP receiver for this server", got=reason, hint=hint)
 
 
+def _pushed(run: Run, digest: str, revision: int, position: int) -> _Newest:
+    state = WrittenState(revision, latest_time(run.envelope), run.finished)
+    return _Newest(revision, digest, position, lambda: state)
+
+
+def _newest_of(span: Span, state: Callable[[], WrittenState]) -> _Newest | None:
+    """Return what a revision span says of its run, None for any other span. state: see ``_Newest``."""
+    revision = _revision_of(span)
+    return None if revision is None else _Newest(revision, str(span.attributes().get(DIGEST)), span.start, state)
+
+
+def _order(newest: _Newest) -> tuple[int, bool, str]:
+    """Return what is highest for the newest revision, and for the one of two ends that ``verify_run`` returns."""
+    return newest.revision, newest.state is not _unread_state, newest.digest
+
+
 def _rank(run: Run, digest: str, newest: _Newest | None, observed_at: int) -> tuple[int, int] | None:
     """Return the revision of a document, and where the run lies if it has no time; None if the document is outdated.
 
@@ -296,6 +342,13 @@ def _encode(run: Run, tenant: str, revision: int, position: int) -> RunSpans:
         return RunSpans.of(run.id, write_run(run, tenant=tenant, observed_at=position))
     spans = encode(run, tenant=tenant, observed_at=observed_time(revision), after_root=revision > ROOT_REVISION)
     return RunSpans.of(run.id, [scoped_bytes(span) for span in spans])
+
+
+def _unread_state() -> WrittenState:
+    raise TraceIncomplete(
+        "the end of the run was forwarded and cannot be read yet, so an unfinished document cannot be ranked",
+        hint="retry later",
+    )
 
 
 def _stored_state(spans: list[Span]) -> WrittenState:
@@ -320,9 +373,9 @@ def _revision_of(span: Span) -> int | None:
     return revision if role == ROLE_REVISION and type(revision) is int else None
 
 
-def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection], set[bytes]]:
+def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection], dict[bytes, _Newest | None]]:
     """Remove from a request what must not reach the backend. Return how many spans it had, what was removed, and the
-    traces of the runs that are left.
+    runs that are left by trace id: the newest revision that is sent of each, None if that is steps alone.
 
     The last reason that applies to a trace stands for all of its spans: that of the run span says most.
     """
@@ -330,7 +383,7 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
     reasons: dict[bytes, str] = {}
     counts: Counter[bytes] = Counter()
     trace_ids: dict[str, bytes] = {}
-    runs: set[bytes] = set()
+    runs: dict[bytes, _Newest | None] = {}
     for resource_spans in request.resource_spans:
         for scope_spans in resource_spans.scope_spans:
             total += len(scope_spans.spans)
@@ -347,7 +400,8 @@ def _take_refused(request: TracesData, tenant: str) -> tuple[int, list[Rejection
                 else:
                     kept.append(span)
                     if own is not None:
-                        runs.add(own.trace_id)
+                        found = [runs.get(own.trace_id), _newest_of(own, _unread_state)]
+                        runs[own.trace_id] = max(filter(None, found), key=_order, default=None)
             if len(kept) < len(scope_spans.spans):
                 copies = ScopeSpans(spans=kept)
                 del scope_spans.spans[:]

@@ -18,6 +18,7 @@ RULES = 'job="prometheus", instance="p:9090"'
 NOTIFIED = 'job="alertmanager", instance="a:9093", integration="webhook"'
 SYNC = 'job="runspan", instance="sync:9464"'
 SERVER = 'job="runspan", instance="runspan:8321"'
+OTHER_SERVER = 'job="runspan", instance="other:8321"'
 FAILED = f'runspan_runs_total{{{WF}, runspan_run_status="failed"}}'
 ENDED = f'runspan_runs_total{{{WF}, runspan_run_status="completed"}}'
 
@@ -389,6 +390,21 @@ CASES: dict[str, list[Case]] = {
             'job="runspan", instance="runspan:8321"',
         ),
         _case("it answers", "5m", {'up{job="runspan", instance="runspan:8321"}': "1x60"}),
+    ],
+    "RunspanStateUnreachable": [
+        _case("its database is away", "5m", {f"runspan_state_reachable{{{SERVER}}}": "1x8 0x60"}, SERVER),
+        _case(
+            "of one server of two",
+            "5m",
+            {
+                f"runspan_state_reachable{{{SERVER}}}": "1x60",
+                f"runspan_state_reachable{{{OTHER_SERVER}}}": "0x60",
+            },
+            OTHER_SERVER,
+        ),
+        _case("the database was restarted", "5m", {f"runspan_state_reachable{{{SERVER}}}": "1x17 0x2 1x60"}),
+        _case("it answers", "5m", {f"runspan_state_reachable{{{SERVER}}}": "1x60"}),
+        _case("the server has a store of its own", "5m", {f"runspan_store_runs{{{SERVER}}}": "1x60"}),
     ],
     "RunspanCollectorDown": [
         _case(

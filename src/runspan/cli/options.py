@@ -168,9 +168,9 @@ def count(*names: str, least: int = 0, most: int | None = None, **attributes: An
     return option(*names, type=click.IntRange(least, most), metavar="COUNT", **attributes)
 
 
-def mebibytes(*names: str, most: int = 1 << 20, **attributes: Any) -> Callable[[F], F]:
-    """Return an option whose value is given in MiB, from 1 to ``most``, and passed in bytes."""
-    attributes |= {"type": click.IntRange(1, most), "callback": lambda ctx, param, value: value << 20}
+def mebibytes(*names: str, least: int = 1, most: int = 1 << 20, **attributes: Any) -> Callable[[F], F]:
+    """Return an option whose value is given in MiB, from ``least`` to ``most``, and passed in bytes."""
+    attributes |= {"type": click.IntRange(least, most), "callback": lambda ctx, param, value: value << 20}
     return option(*names, metavar="MIB", **attributes)
 
 

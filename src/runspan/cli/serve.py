@@ -33,7 +33,7 @@ from runspan.cli.state import StateOptions, create_key_store, state
 from runspan.contracts import TraceReader
 from runspan.delivery.config import HTTP, exporter_config
 from runspan.errors import ConfigError, RunspanError
-from runspan.forward import Forwarder
+from runspan.forward import MAX_REQUEST, Forwarder
 from runspan.otlp.env import read_attributes
 from runspan.otlp.protobuf_writer import Resource
 from runspan.storage.data_directory import SESSIONS_FILE
@@ -80,6 +80,13 @@ _link_option = partial(options.option, metavar="URL", default="", show_default="
     help="OTLP/HTTP receiver of the Collector before the backend, such as http://collector:4318, to which POST "
     "/api/v1/runs and POST /v1/traces are forwarded. They are acknowledged once it has acknowledged them. The "
     "variables OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT (10 s by default), _COMPRESSION and _CERTIFICATE apply.",
+)
+@options.mebibytes(
+    "--max-forwarded",
+    least=MAX_REQUEST // MIB,
+    default=MAX_REQUEST // MIB,
+    help="MiB of a request that the backend behind the Collector takes: max_recv_msg_size_mib of its OTLP receiver. A "
+    "step, or the members of a run, that may not fit is refused with 413.",
 )
 @options.option(
     "--host",
@@ -310,6 +317,7 @@ def serve(
     state: StateOptions,
     backend_url: str | None,
     forward_to: str | None,
+    max_forwarded: int,
     host: str,
     port: int,
     limits: ServerLimits,
@@ -433,7 +441,7 @@ def serve(
             )
         )
         store = reader if isinstance(reader, SqliteStore) else None
-        forwarder = _open_forwarder(stack, reader, url, forward_to) if forward_to else None
+        forwarder = _open_forwarder(stack, reader, url, forward_to, max_forwarded) if forward_to else None
         if store is not None:
             stack.enter_context(background(partial(_expire_regularly, store, retention), "runspan-retention"))
         server = WebServer(
@@ -480,14 +488,16 @@ def _read_quotas(default: Quota, of_tenants: Sequence[str]) -> Quotas:
     return Quotas(default, found)
 
 
-def _open_forwarder(stack: ExitStack, reader: TraceReader, url: str, forward_to: str) -> Forwarder:
+def _open_forwarder(stack: ExitStack, reader: TraceReader, url: str, forward_to: str, max_request: int) -> Forwarder:
     """Return the writer that forwards to the Collector before the backend of a URL."""
     backend = remote_config(url, os.environ)
     config = exporter_config(os.environ, endpoint=forward_to, protocol=HTTP)
     attributes = read_attributes(os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
     service_name = attributes.pop("service.name", "runspan")
     resource = Resource(os.environ.get("OTEL_SERVICE_NAME") or service_name, attributes)
-    forwarder = Forwarder(reader, config, tenant_headers=backend.tenant_headers, resource=resource)
+    forwarder = Forwarder(
+        reader, config, tenant_headers=backend.tenant_headers, resource=resource, max_request=max_request
+    )
     return stack.enter_context(closing(forwarder))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -23,7 +25,8 @@ from runspan.contracts import Page, RunQuery, TraceReader
 from runspan.delivery import connect, exporter_config
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
 from runspan.export import export
-from runspan.model.span import Span
+from runspan.forward import Forwarder
+from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_writer import Resource
 from runspan.testing import generate
 from support.corpus import cases
@@ -404,6 +407,37 @@ def test_a_trace_past_the_servers_size(started: Any) -> None:
         _send_spans(server, encode(run)[::-1][part : part + 10])
     with pytest.raises(TraceIncomplete, match="step spans"):
         reader.document("large")
+    reader.close()
+
+
+def test_a_revision_is_not_ranked_by_a_part_of_a_trace(started: Any, tmp_path: Path) -> None:
+    """A trace that was stored and is past a limit that was lowered since: the spans that Tempo returns may lack the
+    newest revision, so nothing is forwarded that could rank below it."""
+    if require("tempo", IMAGE).image is not None:
+        pytest.skip("a container does not see the file of limits")
+    limits = tmp_path / "limits.json"
+    limits.write_text("{}")
+    settings = {"per_tenant_override_config": str(limits), "per_tenant_override_period": "1s"}
+    server = started(changes={f"overrides.{name}": value for name, value in settings.items()})
+    reader = reader_of(server)
+    steps = [{"id": f"s{number}", "status": "completed", "output": "x" * 1500} for number in range(20)]
+    run = make_run("large", steps=steps)
+    send(server, run)
+    assert len(reader.run_spans("large")) == 21
+    limits.write_text(json.dumps({"overrides": {"single-tenant": {"global": {"max_bytes_per_trace": 20_000}}}}))
+
+    def read_until_the_limit_applies() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            reader.run_spans("large")
+            time.sleep(0.2)
+
+    with pytest.raises(TraceIncomplete, match=r"returns this trace in part: raise .*max_bytes_per_trace"):
+        read_until_the_limit_applies()
+    forwarder = Forwarder(reader, exporter_config({}, endpoint="http://127.0.0.1:1"))
+    with closing(forwarder), pytest.raises(TraceIncomplete, match="run large"):
+        forwarder.put(make_run("large", status="failed"), observed_at=T0)
+    assert reader.spans(run_ids("large", "").trace_id)
     reader.close()
 
 

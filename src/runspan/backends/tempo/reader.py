@@ -101,17 +101,16 @@ class TempoReader:
 
     def spans(self, trace_id: bytes, tenant: str | None = None) -> list[Span]:
         """See ``TraceReader``."""
-        for delay in (*MISSING_DELAYS, None):
-            spans, _ = self._trace(trace_id)
-            if spans:
-                return spans
-            if delay is not None:
-                self._sleep(delay)
-        raise NotFound("not in this Tempo", where=f"trace {trace_id.hex()}")
+        spans, _ = self._existing_trace(trace_id)
+        return spans
 
     def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
         """See ``TraceReader``."""
-        return self.spans(trace_id_of(run_id, tenant), tenant)
+        spans, damage = self._existing_trace(trace_id_of(run_id, tenant))
+        if damage == PARTIAL:
+            got = ("which of its revisions is the newest cannot be known",)
+            raise TraceIncomplete("spans of the run are missing", where=f"run {run_id}", missing=got, hint=PARTIAL)
+        return spans
 
     def search(self, query: RunQuery) -> Page:
         """See ``TraceReader``. Raise BackendTimeout when the list takes longer than ``LIST_SECONDS``."""
@@ -147,6 +146,16 @@ class TempoReader:
         """See ``TraceReader``."""
         self._pool.shutdown(cancel_futures=True)
         self._http.close()
+
+    def _existing_trace(self, trace_id: bytes) -> tuple[list[Span], str]:
+        """Return what ``_trace`` does. Raises NotFound only after retries."""
+        for delay in (*MISSING_DELAYS, None):
+            spans, damage = self._trace(trace_id)
+            if spans:
+                return spans, damage
+            if delay is not None:
+                self._sleep(delay)
+        raise NotFound("not in this Tempo", where=f"trace {trace_id.hex()}")
 
     def _trace(self, trace_id: bytes) -> tuple[list[Span], str]:
         """Return the spans of a trace, none when it is unknown, and how Tempo damaged it, "" when it did not."""
