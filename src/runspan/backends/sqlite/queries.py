@@ -136,7 +136,7 @@ def run_row(
         workflow_id,
         status,
         None if workflow_id is None else workflow_key(owner, workflow_id),
-        None if status is None else status_key(status),
+        status_key(status or b""),
         time,
         retention_start(envelope, written_at),
         revision,
@@ -193,7 +193,7 @@ def workflow_key(tenant: bytes, workflow_id: bytes) -> int:
 def status_key(status: bytes) -> int | None:
     """Return the number by which indexes find the runs of a status, None for ``completed``, which most runs are.
 
-    Those of ``RUN_STATUSES`` have different ones.
+    Those of ``RUN_STATUSES`` have different ones. status: empty for runs without one.
     """
     if status == _COMPLETED:
         return None
