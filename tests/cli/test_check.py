@@ -111,9 +111,9 @@ def test_damaged_pages(data: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(data / FILE_NAME)) as connection:
         root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'runs'").fetchone()[0]
     content = bytearray((data / FILE_NAME).read_bytes())
-    cell = int.from_bytes(content[8192 * (root - 1) :][14:16], "big")
-    leaf = int.from_bytes(content[8192 * (root - 1) + cell :][:4], "big")
-    content[8192 * (leaf - 1)] = 0x77  # no kind of page
+    cell = int.from_bytes(content[4096 * (root - 1) :][14:16], "big")
+    leaf = int.from_bytes(content[4096 * (root - 1) + cell :][:4], "big")
+    content[4096 * (leaf - 1)] = 0x77  # no kind of page
     (data / FILE_NAME).write_bytes(content)
     with server(data):
         assert "stop the server and --set-aside" in runspan("check", "--data", data, code=1).stderr
@@ -123,7 +123,7 @@ def test_damaged_pages(data: Path, tmp_path: Path) -> None:
     assert "everything else is sound" in shown
     (aside,) = data.glob("set-aside-*.ndjson")
     (replaced,) = data.glob("replaced-*")
-    assert (replaced / FILE_NAME).read_bytes()[:8192] == content[:8192]
+    assert (replaced / FILE_NAME).read_bytes()[:4096] == content[:4096]
     gone = {json.loads(line)["run"] for line in aside.read_text().splitlines()}
     assert 0 < len(gone) < 330
     for run_id, text in (TEXTS | more).items():

@@ -235,8 +235,8 @@ def test_a_damaged_index_is_built_anew(store: SqliteStore) -> None:
         root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'runs_by_end'").fetchone()[0]
         (ended,) = connection.execute("SELECT ended FROM runs WHERE id = 5").fetchone()
     content = bytearray(store.path.read_bytes())
-    at = content.index(ended.to_bytes(8, "big"), 8192 * (root - 1))
-    assert at < 8192 * root
+    at = content.index(ended.to_bytes(8, "big"), 4096 * (root - 1))
+    assert at < 4096 * root
     content[at + 7] ^= 1
     store.close()
     store.path.write_bytes(content)
@@ -254,10 +254,10 @@ def damage_page(store: SqliteStore) -> int:
         root = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'runs'").fetchone()[0]
         count: int = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
     content = bytearray(store.path.read_bytes())
-    page = content[8192 * (root - 1) :][:8192]
+    page = content[4096 * (root - 1) :][:4096]
     cell = int.from_bytes(page[14:16], "big")  # the third child of the root, which has pages of rows below it
     leaf = int.from_bytes(page[cell : cell + 4], "big")
-    content[8192 * (leaf - 1)] = 0x77
+    content[4096 * (leaf - 1)] = 0x77
     store.close()
     store.path.write_bytes(content)
     return count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,18 @@ def test_a_run_is_listed_only_for_its_own_workflow_and_status(
 
 def test_each_status_has_a_key_of_its_own() -> None:
     """A list by status reads no other runs."""
-    assert len({queries.status_key(status.encode()) for status in RUN_STATUSES}) == len(RUN_STATUSES)
+    statuses = (*RUN_STATUSES, "")
+    assert len({queries.status_key(status.encode()) for status in statuses}) == len(statuses)
+
+
+@pytest.mark.parametrize("text", [b'{"id":"none"}', b'{"id":"null","status":null}', b'{"id":"x","status":"x"}'])
+def test_only_completed_runs_have_no_status_key(store: SqliteStore, tmp_path: Path, text: bytes) -> None:
+    """A list of them skips the others without reading their rows."""
+    store.put(make_run("completed", status="completed"), observed_at=T0)
+    store.put(Run.from_json(text), observed_at=T0)
+    with closing(sqlite3.connect(tmp_path / FILE_NAME)) as connection:
+        assert connection.execute("SELECT run_id FROM runs WHERE status_key IS NULL").fetchall() == [(b"completed",)]
+    assert ids(store.search(RunQuery(status="completed"))) == ["completed"]
 
 
 def test_a_run_with_an_incomplete_newer_revision_is_marked(store: SqliteStore) -> None:

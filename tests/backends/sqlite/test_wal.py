@@ -118,7 +118,7 @@ def test_a_checkpoint_that_was_interrupted_is_finished(data: Path, tmp_path: Pat
         with closing(sqlite3.connect(store.path)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         after = (data / FILE_NAME).read_bytes()
-    page, old = 8192, (before / FILE_NAME).read_bytes()
+    page, old = 4096, (before / FILE_NAME).read_bytes()
     random = Random(8)
     for length in (1, 2, 3, 4, 20):  # pages are moved in the order of their numbers
         torn = tmp_path / f"torn-{length}"
@@ -200,7 +200,7 @@ def test_a_log_of_another_store_is_refused(data: Path, tmp_path: Path) -> None:
         shutil.copy(log_path(store.path), log_path(data / FILE_NAME))
     refuse(data)
     with closing(sqlite3.connect(tmp_path / "foreign")) as connection:
-        connection.executescript("PRAGMA page_size = 8192; PRAGMA journal_mode = WAL; CREATE TABLE t (x)")
+        connection.executescript("PRAGMA page_size = 4096; PRAGMA journal_mode = WAL; CREATE TABLE t (x)")
         connection.execute("INSERT INTO t VALUES (1)")
         connection.commit()
         shutil.copy(tmp_path / "foreign-wal", log_path(data / FILE_NAME))

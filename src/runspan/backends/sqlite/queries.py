@@ -104,6 +104,7 @@ _HEAD: Final = f"SELECT {', '.join(StoredHead._fields)} FROM runs WHERE trace_id
 _LIVE: Final = frozenset(status.encode() for status in LIVE_RUN_STATUSES)
 _WORKFLOW_KEY_BYTES: Final = 4
 _STATUS_KEY_BYTES: Final = 1
+_COMPLETED: Final = b"completed"
 _DIGEST_BYTES: Final = 16
 _MAX_SUPERSEDED: Final = 32
 
@@ -135,7 +136,7 @@ def run_row(
         workflow_id,
         status,
         None if workflow_id is None else workflow_key(owner, workflow_id),
-        None if status is None else status_key(status),
+        status_key(status or b""),
         time,
         retention_start(envelope, written_at),
         revision,
@@ -189,8 +190,13 @@ def workflow_key(tenant: bytes, workflow_id: bytes) -> int:
 
 
 @lru_cache(maxsize=64)
-def status_key(status: bytes) -> int:
-    """Return the number by which indexes find the runs of a status. Those of ``RUN_STATUSES`` have different ones."""
+def status_key(status: bytes) -> int | None:
+    """Return the number by which indexes find the runs of a status, None for ``completed``, which most runs are.
+
+    Those of ``RUN_STATUSES`` have different ones. status: empty for runs without one.
+    """
+    if status == _COMPLETED:
+        return None
     return int.from_bytes(sha256(status).digest()[:_STATUS_KEY_BYTES], signed=True)
 
 

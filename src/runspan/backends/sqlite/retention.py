@@ -25,7 +25,7 @@ T_co = TypeVar("T_co", covariant=True)
 DAY: Final = 86_400 * 1_000_000_000
 _BATCH: Final = 500
 _SMALL_BATCHES: Final = (20, 1)
-_VACUUM_PAGES: Final = 200
+_VACUUM_PAGES: Final = 400
 _FRAGMENT_LIFETIME: Final = DAY
 """How long fragments of a complete run are kept: then their revision span is outdated or lost."""
 _FEW_RUNS: Final = 10

@@ -21,15 +21,15 @@ SCHEMA: Final = Schema(
     version=1,
     tables=read_statements(__package__, "schema.sql"),
     hint="choose another directory",
-    # Rows of 900 bytes would leave a tenth of the default page of 4096 bytes empty.
-    page_pragmas=("page_size = 8192", "auto_vacuum = INCREMENTAL"),
+    # Small, since a run of a backfill changes a page of each index, which is written to the log and to the database.
+    page_pragmas=("page_size = 4096", "auto_vacuum = INCREMENTAL"),
 )
 BACKUP_ID: Final = 0x7273626B
 """The application id of a backup; see ``backup.py``."""
 _WRITER_PRAGMAS: Final = (
     "cache_size = -65536",
     # 40 MiB, so that a large transaction does not make the log longer than 64 MiB.
-    "wal_autocheckpoint = 5000",
+    "wal_autocheckpoint = 10000",
     "journal_size_limit = 67108864",
     # A deletion writes no page only to overwrite it, which some builds of SQLite do, and no file elsewhere.
     "secure_delete = FAST",

@@ -743,10 +743,15 @@ def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended:
     if query.is_by_end and not statuses:
         statuses = TERMINAL_RUN_STATUSES
     if len(statuses) == 1:
-        index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
         status = _utf8(statuses[0])
-        conditions.append("status_key = ? AND status = ?")
-        bound += [queries.status_key(status), status]
+        key = queries.status_key(status)
+        if key is None:
+            conditions.append("status_key IS NULL AND status = ?")
+            bound.append(status)
+        else:
+            index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
+            conditions.append("status_key = ? AND status = ?")
+            bound += [key, status]
     elif statuses:
         conditions.append(f"status IN ({', '.join('?' * len(statuses))})")
         bound += map(_utf8, statuses)

@@ -42,7 +42,7 @@ _LONG_LOG = 1 << 20
 """Bytes of the log from which its truncation makes room worth a second attempt."""
 _RESERVE_SLACK = 16 << 20
 """Bytes by which the reserve may be too large, so that it is not resized with each checkpoint."""
-_VACUUM_PAGES = 80
+_VACUUM_PAGES = 160
 """Pages freed at once on a full disk, for each of which a few are written to the log."""
 
 
