@@ -182,8 +182,12 @@ def export(
         watch(Path(watched), config, receiver, state_file, metrics_listen=metrics_listen, quiet=quiet)
         return
     letters = _open_dead_letters(dead_letter, files)
+    parallel = (
+        _parallel_exporter(workers, receiver, resource, batch_spans, correct, dead_letter) if workers > 1 else None
+    )
     with (
         handle_signals(),
+        parallel or nullcontext(),  # before there are threads
         progress_display(
             quiet=quiet or as_json, unit="bytes", total=partial(_total_bytes, files, follow_symlinks)
         ) as display,
@@ -193,8 +197,7 @@ def export(
         retries = partial(
             report_retries, display=display, retry_max_time=receiver.retry_max_time, quiet=quiet or as_json
         )
-        if workers > 1:
-            parallel = _parallel_exporter(workers, receiver, resource, batch_spans, correct, dead_letter)
+        if parallel is not None:
             with retries(lambda: parallel):
                 unparsed = _pieces(files, follow_symlinks, parallel.stats.skipped, display.advance)
                 report = parallel.export(unparsed, on_progress)
@@ -213,7 +216,7 @@ def export(
                     on_progress=on_progress,
                 )
             report = exporter.report()
-    if letters is not None and workers == 1:
+    if letters is not None and parallel is None:
         report = report.with_dead_letters(letters)
     reasons = (report.stopped, *(rejection.reason for rejection in report.rejections))
     print_report(
