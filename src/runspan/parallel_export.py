@@ -29,7 +29,7 @@ from runspan.export import export
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources.files import parse
-from runspan.sources.splitter import RawDocument
+from runspan.sources.splitter import RawDocument, RawLines, flatten
 from runspan.system import HANGUP, signals_blocked
 
 SHARE_BYTES: Final = 512 << 10
@@ -62,10 +62,13 @@ class WorkerConfig:
 class _Share(NamedTuple):
     """Documents for one worker."""
 
-    documents: list[tuple[bytes, str]]
-    """Texts and places."""
+    pieces: list[RawDocument | RawLines]
     read_at: int
     """When the first was read, in nanoseconds since 1970."""
+
+    @property
+    def documents(self) -> int:
+        return sum([len(piece.lines) if isinstance(piece, RawLines) else 1 for piece in self.pieces])
 
 
 class _Status(NamedTuple):
@@ -98,7 +101,7 @@ class ParallelExporter:
         return next(filter(None, [worker.last_error for worker in self._workers]), "")
 
     def export(
-        self, pieces: Iterable[RawDocument], on_progress: Callable[[ExportReport], None] | None = None
+        self, pieces: Iterable[RawDocument | RawLines], on_progress: Callable[[ExportReport], None] | None = None
     ) -> ExportReport:
         """Send every document, wait for all responses, and report, as ``runspan.export.export`` does.
 
@@ -147,18 +150,21 @@ class ParallelExporter:
         """Return the current counts of all workers."""
         return merge_reports([self.stats.report(self._stopped), *[worker.report for worker in self._workers]])
 
-    def _split(self, pieces: Iterable[RawDocument]) -> Iterator[_Share]:
+    def _split(self, pieces: Iterable[RawDocument | RawLines]) -> Iterator[_Share]:
         share, size = _Share([], time.time_ns()), 0
         for piece in pieces:
-            if piece.error is not None:
+            if isinstance(piece, RawLines):
+                size += sum(map(len, piece.lines))
+            elif piece.error is not None:
                 self.stats.refused(piece.error)
                 continue
-            share.documents.append((piece.data, piece.where))
-            size += len(piece.data)
+            else:
+                size += len(piece.data)
+            share.pieces.append(piece)
             if size >= SHARE_BYTES:
                 yield share
                 share, size = _Share([], time.time_ns()), 0
-        if share.documents:
+        if share.pieces:
             yield share
 
 
@@ -249,7 +255,7 @@ class _WorkerProcess:
                 break
             for _ in range(status.asks):
                 share = self._shares.get()
-                self._given += 0 if share is None else len(share.documents)
+                self._given += 0 if share is None else share.documents
                 self._send(share)
         if self.report.stopped:
             self._shares.stop()
@@ -319,11 +325,11 @@ class _Worker:
             share = self._shares.get()
             if share is None:
                 return
-            for index, (data, where) in enumerate(share.documents):
+            for index, piece in enumerate(flatten(share.pieces)):
                 if self._interrupted.is_set():
                     return
                 self.read_at = share.read_at + index
-                yield parse(RawDocument(data, where, 0))
+                yield parse(piece)
 
     def send(self, status: _Status) -> None:
         with self._sending, suppress(OSError):

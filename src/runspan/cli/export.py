@@ -36,9 +36,9 @@ from runspan.model.document import Run
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import tenants, total_bytes
-from runspan.sources.files import parse, pieces
+from runspan.sources.files import lines, parse
 from runspan.sources.filesystem import display_path
-from runspan.sources.splitter import RawDocument
+from runspan.sources.splitter import RawDocument, RawLines, flatten
 from runspan.watch.service import WatchConfig
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def export(
         )
         if parallel is not None:
             with retries(lambda: parallel):
-                unparsed = _pieces(files, follow_symlinks, parallel.stats.skipped, display.advance)
+                unparsed = _lines(files, follow_symlinks, parallel.stats.skipped, display.advance)
                 report = parallel.export(unparsed, on_progress)
         else:
             exporter = receiver.connect(receiver.config(), dead_letters=letters)
@@ -297,17 +297,17 @@ def _read(
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[Run | DocumentError]:
     """Read the documents of all files. A file that does not exist is reported before anything is sent."""
-    return map(parse, _pieces(files, follow_symlinks, on_skipped, advance))
+    return map(parse, flatten(_lines(files, follow_symlinks, on_skipped, advance)))
 
 
-def _pieces(
+def _lines(
     files: Iterable[str],
     follow_symlinks: bool,
     on_skipped: Callable[[str], None],
     advance: Callable[[int], None] | None,
-) -> Iterator[RawDocument]:
+) -> Iterator[RawDocument | RawLines]:
     """Read the texts of the documents of all files, as ``_read`` does."""
-    sources = [pieces(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files]
+    sources = [lines(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files]
     return chain.from_iterable(sources)
 
 
