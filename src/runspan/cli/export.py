@@ -25,7 +25,6 @@ from runspan.cli.output import (
     progress_display,
     report_retries,
 )
-from runspan.cli.watch import watch
 from runspan.codec.encode import encode
 from runspan.delivery import DeadLetters, ExportReport
 from runspan.delivery.config import COMPRESSIONS
@@ -39,7 +38,6 @@ from runspan.sources import tenants, total_bytes
 from runspan.sources.files import lines, parse
 from runspan.sources.filesystem import display_path
 from runspan.sources.splitter import RawDocument, RawLines, flatten
-from runspan.watch.service import WatchConfig
 
 if TYPE_CHECKING:
     from runspan.parallel_export import ParallelExporter
@@ -170,6 +168,10 @@ def export(
         found = _read(files, follow_symlinks, print_skipped)
         ctx.exit(_dry_run(found, resource, receiver.tenant, correct, quiet))
     if watched is not None:
+        # Not at the top: most exports watch nothing.
+        from runspan.cli.watch import watch  # noqa: PLC0415
+        from runspan.watch.service import WatchConfig  # noqa: PLC0415
+
         config = WatchConfig(
             receiver.tenant,
             resource,
