@@ -28,6 +28,7 @@ SECTIONS = (
     "questions",
     "serve",
     "memory",
+    "workers",
     "pipe",
     "remote",
     "jaeger",
@@ -56,8 +57,8 @@ def main(
     json_file: Path | None,
     page: Path | None,
 ) -> None:
-    """Measure SECTIONs (all without one): encode, export, store, questions, serve, memory, pipe, remote, jaeger,
-    tempo, recorder, peers.
+    """Measure SECTIONs (all without one): encode, export, store, questions, serve, memory, workers, pipe, remote,
+    jaeger, tempo, recorder, peers.
 
     A ratio is the best round of one contestant by the best of the other, in one run in which they took turns; its range
     is that of single rounds. Absolute times are shown as they go, and say nothing on another machine.

@@ -28,6 +28,9 @@ What is compared:
 - **store**: the embedded store in this process; the stores of all sizes are open at once and take turns.
 - **serve**: eight persistent connections from another process; the server has a core to itself.
 - **memory**: the peak resident memory of `runspan export`.
+- **workers**: the command `runspan export` of a large file with one and with two workers, from its start to its end, on
+  two cores, which the receiver shares. It responds at once, and counts the spans only afterwards. One worker uses more
+  than one core, because its requests are compressed and sent while it encodes.
 - **pipe**: a file into a real `runspan serve` until every run is durable and can be read, which is checked for each
   run. The stock side sends the same spans, with ids and attributes computed before the clock starts.
 - **recorder**: what a step costs an engine under the Recorder, against plain spans of the SDK with its batch processor.

@@ -21,6 +21,7 @@ FIGURES = {
     "export": {"stock / ours", "stock gzip / ours gzip", "stock / floor", "spans lost, ours"},
     "store": {"disk / raw JSON at 200 runs", "get p50, 200 / 20 runs", "ingest rate, durable / synchronous off"},
     "serve": {"rate of get / Flask hello", "rate of list, with a key / Flask hello"},
+    "workers": {"one worker / two", "one worker on one core / two on two", "processor time of two workers / of one"},
     "memory": {"peak on a file of 1 MB", "peak on a file of 4 MB"},
     "pipe": {"stock / ours, file to queryable"},
     "recorder": {"engine's thread, recorder / SDK", "all threads until delivered, recorder / SDK"},
@@ -33,7 +34,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
 
-LONG = {"export", "pipe", "recorder", "serve"}
+LONG = {"export", "pipe", "recorder", "serve", "workers"}
 """Sections that take several seconds of processor time."""
 
 

@@ -186,7 +186,9 @@ def test_a_process_that_is_killed(tmp_path: Path, victim: str) -> None:
 
 def children(parent: int) -> list[int]:
     """The processes that a process has started and that encode."""
-    found = subprocess.run(["pgrep", "-P", str(parent), "-f", "spawn_main"], capture_output=True, text=True, check=True)
+    # A forked process has the command of its parent.
+    pattern = "spawn_main|runspan export"
+    found = subprocess.run(["pgrep", "-P", str(parent), "-f", pattern], capture_output=True, text=True, check=True)
     return [int(line) for line in found.stdout.split()]
 
 

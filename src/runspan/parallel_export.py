@@ -2,22 +2,25 @@
 
 A worker is a process that runs ``export``, with an exporter of its own, over the documents that come through its pipe.
 It asks for each share, so a slow one delays no other. A worker whose pipe ends stops: its parent is gone.
+
+Workers start before this process has another thread, so that on Linux they are forked and import nothing.
 """
 
 from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from runspan.delivery import DeadLetters, ExporterConfig, ExportReport, OtlpExporter, RetryPolicy, connect
 from runspan.delivery.report import ExportStats, merge_reports
@@ -26,7 +29,7 @@ from runspan.export import export
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources.files import parse
-from runspan.sources.splitter import RawDocument
+from runspan.sources.splitter import RawDocument, RawLines, flatten
 from runspan.system import HANGUP, signals_blocked
 
 SHARE_BYTES: Final = 512 << 10
@@ -59,10 +62,13 @@ class WorkerConfig:
 class _Share(NamedTuple):
     """Documents for one worker."""
 
-    documents: list[tuple[bytes, str]]
-    """Texts and places."""
+    pieces: list[RawDocument | RawLines]
     read_at: int
     """When the first was read, in nanoseconds since 1970."""
+
+    @property
+    def documents(self) -> int:
+        return sum([len(piece.lines) if isinstance(piece, RawLines) else 1 for piece in self.pieces])
 
 
 class _Status(NamedTuple):
@@ -76,7 +82,9 @@ class _Status(NamedTuple):
 
 
 class ParallelExporter:
-    """Exports with several workers. ``endpoint`` and ``last_error`` are those of ``OtlpExporter``."""
+    """Exports with several workers, which start and end with its ``with`` block. ``endpoint`` and ``last_error`` are
+    those of ``OtlpExporter``.
+    """
 
     def __init__(self, workers: int, config: WorkerConfig) -> None:
         self.endpoint = config.receiver.display_url
@@ -93,7 +101,7 @@ class ParallelExporter:
         return next(filter(None, [worker.last_error for worker in self._workers]), "")
 
     def export(
-        self, pieces: Iterable[RawDocument], on_progress: Callable[[ExportReport], None] | None = None
+        self, pieces: Iterable[RawDocument | RawLines], on_progress: Callable[[ExportReport], None] | None = None
     ) -> ExportReport:
         """Send every document, wait for all responses, and report, as ``runspan.export.export`` does.
 
@@ -101,8 +109,8 @@ class ParallelExporter:
         """
         connect(self._config.receiver).close()  # raises what would be wrong with its config in every worker
         try:
-            with signals_blocked(_SIGNALS):
-                self._workers = [_WorkerProcess(self._config, self._shares) for _ in range(self._number)]
+            for worker in self._workers:
+                worker.start(self._config)
             for share in self._split(pieces):
                 if not self._shares.put(share):
                     break
@@ -119,28 +127,44 @@ class ParallelExporter:
             deadline = time.monotonic() + _GRACE
             for worker in self._workers:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
-        finally:
-            self._shares.stop()
-            for worker in self._workers:
-                worker.close()
         return self.report()
+
+    def __enter__(self) -> Self:
+        try:
+            with signals_blocked(_SIGNALS):
+                for _ in range(self._number):
+                    self._workers.append(_WorkerProcess(self._shares, self._workers))
+        except BaseException:  # also one that has waited for this block
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shares.stop()
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.end()
 
     def report(self) -> ExportReport:
         """Return the current counts of all workers."""
         return merge_reports([self.stats.report(self._stopped), *[worker.report for worker in self._workers]])
 
-    def _split(self, pieces: Iterable[RawDocument]) -> Iterator[_Share]:
+    def _split(self, pieces: Iterable[RawDocument | RawLines]) -> Iterator[_Share]:
         share, size = _Share([], time.time_ns()), 0
         for piece in pieces:
-            if piece.error is not None:
+            if isinstance(piece, RawLines):
+                size += sum(map(len, piece.lines))
+            elif piece.error is not None:
                 self.stats.refused(piece.error)
                 continue
-            share.documents.append((piece.data, piece.where))
-            size += len(piece.data)
+            else:
+                size += len(piece.data)
+            share.pieces.append(piece)
             if size >= SHARE_BYTES:
                 yield share
                 share, size = _Share([], time.time_ns()), 0
-        if share.documents:
+        if share.pieces:
             yield share
 
 
@@ -185,13 +209,17 @@ class _Shares:
 class _WorkerProcess:
     """A worker as this process sees it. A thread gives it shares and takes its reports."""
 
-    def __init__(self, config: WorkerConfig, shares: _Shares) -> None:
+    def __init__(self, shares: _Shares, others: Iterable[_WorkerProcess]) -> None:
         self.report = ExportReport()
         self.last_error = ""
-        context = get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        # A thread may hold a lock that its copy in a forked process never releases; libraries of macOS have threads.
+        forks = sys.platform == "linux" and threading.active_count() == 1
+        process = get_context("fork").Process if forks else get_context("spawn").Process
+        self.connection, theirs = Pipe()
+        # No pipe ends while a forked process has a copy of this end.
+        copies = [self.connection, *(worker.connection for worker in others)] if forks else []
         # A daemon ends with this process however that ends.
-        self._process = context.Process(target=_work, args=(theirs, config, gc.get_threshold()), daemon=True)
+        self._process = process(target=_work, args=(theirs, copies), daemon=True)
         self._process.start()
         theirs.close()
         self._shares = shares
@@ -199,15 +227,18 @@ class _WorkerProcess:
         """Documents that it got."""
         self._sending = threading.Lock()
         self.thread = threading.Thread(target=self._serve, name="runspan-worker", daemon=True)
+
+    def start(self, config: WorkerConfig) -> None:
+        """Let it work."""
+        self._send((config, gc.get_threshold()))
         self.thread.start()
 
     def interrupt(self) -> None:
         """Let it stop without waiting for responses."""
         self._send(KeyboardInterrupt)
 
-    def close(self) -> None:
-        """End the process."""
-        self._connection.close()
+    def end(self) -> None:
+        """Wait until the process has ended, but not for long."""
         self._process.join(_GRACE)
         self._process.kill()
         self._process.join()
@@ -215,7 +246,7 @@ class _WorkerProcess:
     def _serve(self) -> None:
         while True:
             try:
-                status: _Status = self._connection.recv()
+                status: _Status = self.connection.recv()
             except (EOFError, OSError):
                 self._died()
                 break
@@ -224,7 +255,7 @@ class _WorkerProcess:
                 break
             for _ in range(status.asks):
                 share = self._shares.get()
-                self._given += 0 if share is None else len(share.documents)
+                self._given += 0 if share is None else share.documents
                 self._send(share)
         if self.report.stopped:
             self._shares.stop()
@@ -239,13 +270,19 @@ class _WorkerProcess:
 
     def _send(self, message: object) -> None:
         with self._sending, suppress(OSError):  # that it has ended is seen by reading
-            self._connection.send(message)
+            self.connection.send(message)
 
 
-def _work(connection: Connection, config: WorkerConfig, gc_threshold: tuple[int, int, int]) -> None:
+def _work(connection: Connection, copies: list[Connection]) -> None:
     """Run a worker. Its last status has the complete report."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    for copy in copies:
+        copy.close()
+    try:
+        config, gc_threshold = connection.recv()
+    except EOFError:  # nothing is exported
+        return
     gc.set_threshold(*gc_threshold)
     letters = None if config.dead_letters is None else DeadLetters(config.dead_letters)
     with letters or nullcontext():
@@ -288,11 +325,11 @@ class _Worker:
             share = self._shares.get()
             if share is None:
                 return
-            for index, (data, where) in enumerate(share.documents):
+            for index, piece in enumerate(flatten(share.pieces)):
                 if self._interrupted.is_set():
                     return
                 self.read_at = share.read_at + index
-                yield parse(RawDocument(data, where, 0))
+                yield parse(piece)
 
     def send(self, status: _Status) -> None:
         with self._sending, suppress(OSError):

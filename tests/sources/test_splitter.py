@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from runspan.errors import DocumentError
 from runspan.model.document import Run
 from runspan.sources import RawDocument, parse, split
+from runspan.sources.splitter import RawLines, flatten, split_lines
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "runs").glob("*.json"))
 MEGABYTE = 1 << 20
@@ -47,6 +48,23 @@ def errors(data: bytes, **options: int) -> list[DocumentError]:
 def comparable(found: Iterable[RawDocument]) -> list[tuple[bytes, str, int, str]]:
     """Pieces as plain values; two errors are the same when they read the same."""
     return [(piece.data, piece.where, piece.end_offset, str(piece.error)) for piece in found]
+
+
+def test_lines_that_are_a_document_each_come_together() -> None:
+    """One by one they are at the same places, and another line between them is not among them."""
+    lines = [b'{"id":"%d","input":{"a":1}}' % number for number in range(3000)]
+    lines[1500] = b'{"id":"x","input":"}"}'
+    data = b"\n".join([*lines, b""])
+    found = list(split_lines([data], name="f"))
+    together = [piece for piece in found if isinstance(piece, RawLines)]
+    assert max(len(piece.lines) for piece in together) > 500
+    assert not any(lines[1500] in piece.lines for piece in together)
+    ends = itertools.accumulate(len(line) + 1 for line in lines)
+    expected = [
+        (line, f"f:{number}", end, "None") for number, (line, end) in enumerate(zip(lines, ends, strict=True), 1)
+    ]
+    # The first is read as a document: nobody knows yet that it fills its line.
+    assert comparable(flatten(found))[1:] == comparable(split([data], name="f"))[1:] == expected[1:]
 
 
 FRAMINGS = {

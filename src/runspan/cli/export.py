@@ -25,7 +25,6 @@ from runspan.cli.output import (
     progress_display,
     report_retries,
 )
-from runspan.cli.watch import watch
 from runspan.codec.encode import encode
 from runspan.delivery import DeadLetters, ExportReport
 from runspan.delivery.config import COMPRESSIONS
@@ -36,10 +35,9 @@ from runspan.model.document import Run
 from runspan.otlp.json import write_json
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import tenants, total_bytes
-from runspan.sources.files import parse, pieces
+from runspan.sources.files import lines, parse
 from runspan.sources.filesystem import display_path
-from runspan.sources.splitter import RawDocument
-from runspan.watch.service import WatchConfig
+from runspan.sources.splitter import RawDocument, RawLines, flatten
 
 if TYPE_CHECKING:
     from runspan.parallel_export import ParallelExporter
@@ -170,6 +168,10 @@ def export(
         found = _read(files, follow_symlinks, print_skipped)
         ctx.exit(_dry_run(found, resource, receiver.tenant, correct, quiet))
     if watched is not None:
+        # Not at the top: most exports watch nothing.
+        from runspan.cli.watch import watch  # noqa: PLC0415
+        from runspan.watch.service import WatchConfig  # noqa: PLC0415
+
         config = WatchConfig(
             receiver.tenant,
             resource,
@@ -182,8 +184,12 @@ def export(
         watch(Path(watched), config, receiver, state_file, metrics_listen=metrics_listen, quiet=quiet)
         return
     letters = _open_dead_letters(dead_letter, files)
+    parallel = (
+        _parallel_exporter(workers, receiver, resource, batch_spans, correct, dead_letter) if workers > 1 else None
+    )
     with (
         handle_signals(),
+        parallel or nullcontext(),  # before there are threads
         progress_display(
             quiet=quiet or as_json, unit="bytes", total=partial(_total_bytes, files, follow_symlinks)
         ) as display,
@@ -193,10 +199,9 @@ def export(
         retries = partial(
             report_retries, display=display, retry_max_time=receiver.retry_max_time, quiet=quiet or as_json
         )
-        if workers > 1:
-            parallel = _parallel_exporter(workers, receiver, resource, batch_spans, correct, dead_letter)
+        if parallel is not None:
             with retries(lambda: parallel):
-                unparsed = _pieces(files, follow_symlinks, parallel.stats.skipped, display.advance)
+                unparsed = _lines(files, follow_symlinks, parallel.stats.skipped, display.advance)
                 report = parallel.export(unparsed, on_progress)
         else:
             exporter = receiver.connect(receiver.config(), dead_letters=letters)
@@ -213,7 +218,7 @@ def export(
                     on_progress=on_progress,
                 )
             report = exporter.report()
-    if letters is not None and workers == 1:
+    if letters is not None and parallel is None:
         report = report.with_dead_letters(letters)
     reasons = (report.stopped, *(rejection.reason for rejection in report.rejections))
     print_report(
@@ -294,17 +299,17 @@ def _read(
     advance: Callable[[int], None] | None = None,
 ) -> Iterator[Run | DocumentError]:
     """Read the documents of all files. A file that does not exist is reported before anything is sent."""
-    return map(parse, _pieces(files, follow_symlinks, on_skipped, advance))
+    return map(parse, flatten(_lines(files, follow_symlinks, on_skipped, advance)))
 
 
-def _pieces(
+def _lines(
     files: Iterable[str],
     follow_symlinks: bool,
     on_skipped: Callable[[str], None],
     advance: Callable[[int], None] | None,
-) -> Iterator[RawDocument]:
+) -> Iterator[RawDocument | RawLines]:
     """Read the texts of the documents of all files, as ``_read`` does."""
-    sources = [pieces(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files]
+    sources = [lines(file, follow_symlinks=follow_symlinks, on_skipped=on_skipped, on_bytes=advance) for file in files]
     return chain.from_iterable(sources)
 
 

@@ -24,7 +24,7 @@ from runspan.sources.archive import (
     manifest_of,
     verified_runs,
 )
-from runspan.sources.splitter import RawDocument, split
+from runspan.sources.splitter import RawDocument, RawLines, flatten, split_lines
 
 STDIN: Final = "-"
 _PART_SUFFIXES: Final = tuple(PART_SUFFIXES.values())
@@ -84,6 +84,17 @@ def pieces(
     on_skipped: Callable[[str], object] = ignore,
 ) -> Iterator[RawDocument]:
     """Yield the unparsed documents, for callers that need the offset at which each one ends. See ``documents``."""
+    return flatten(lines(path, follow_symlinks=follow_symlinks, on_bytes=on_bytes, on_skipped=on_skipped))
+
+
+def lines(
+    path: str,
+    *,
+    follow_symlinks: bool = False,
+    on_bytes: Callable[[int], object] | None = None,
+    on_skipped: Callable[[str], object] = ignore,
+) -> Iterator[RawDocument | RawLines]:
+    """Yield what ``pieces`` does, but lines that are a document each together."""
     found = _files(path, follow_symlinks, on_skipped)
     return (piece for file in found for piece in _pieces_of(file, on_bytes))
 
@@ -177,7 +188,7 @@ def _parts(folder: str, manifest: Manifest, follow_symlinks: bool) -> list[_File
     ]
 
 
-def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterator[RawDocument]:
+def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterator[RawDocument | RawLines]:
     """Yield the pieces of one file. If it cannot be read to its end, the last piece is the error."""
     if file.part is not None:
         folder = os.path.dirname(file.path)
@@ -192,7 +203,7 @@ def _pieces_of(file: _File, on_bytes: Callable[[int], object] | None) -> Iterato
     )
     end_offset = 0
     try:
-        for piece in split(filesystem.decompress(read, name=name), name=name):
+        for piece in split_lines(filesystem.decompress(read, name=name), name=name):
             end_offset = piece.end_offset
             yield piece
     except DocumentError as error:

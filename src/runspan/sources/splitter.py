@@ -71,12 +71,47 @@ class RawDocument(Struct, frozen=True, gc=False):
     error: DocumentError | None = None
 
 
+class RawLines(Struct, frozen=True):
+    """Several lines of NDJSON that are a document each."""
+
+    lines: list[bytes]
+    """Without their line breaks."""
+    name: str
+    number: int
+    """Of the first line."""
+    end_offset: int
+    """As of the last one's document."""
+
+    def documents(self) -> Iterator[RawDocument]:
+        """Yield the documents, in order."""
+        prefix, end_offset = f"{self.name}:", self.end_offset - sum(map(len, self.lines)) - len(self.lines)
+        for number, line in enumerate(self.lines, self.number):
+            end_offset += len(line) + 1
+            yield RawDocument(line, f"{prefix}{number}", end_offset)
+
+
 def split(chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMENT) -> Iterator[RawDocument]:
     """Yield the documents of a stream, in order. How the stream is cut into chunks makes no difference.
 
     A document is yielded before the next chunk is requested, so what the chunks raise comes after every document that
     was complete by then. ``max_document`` is a number of bytes; a larger document is an error in its place.
     """
+    return flatten(split_lines(chunks, name=name, max_document=max_document))
+
+
+def flatten(found: Iterable[RawDocument | RawLines]) -> Iterator[RawDocument]:
+    """Yield the documents one by one."""
+    for piece in found:
+        if isinstance(piece, RawLines):
+            yield from piece.documents()
+        else:
+            yield piece
+
+
+def split_lines(
+    chunks: Iterable[bytes], *, name: str, max_document: int = MAX_DOCUMENT
+) -> Iterator[RawDocument | RawLines]:
+    """Yield what ``split`` does, but lines that are a document each together, as many as were read together."""
     stream = _StreamBuffer(chunks, max_document)
     error = _start(stream, name)
     if error:
@@ -113,7 +148,7 @@ def _start(stream: _StreamBuffer, name: str) -> DocumentError | None:
     return None
 
 
-def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
+def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument | RawLines]:
     """Yield NDJSON, until a line begins an object, or an array of documents, and does not end it."""
     number, offset, limit = stream.line, stream.offset, stream.max_document
     prefix = f"{name}:"
@@ -127,12 +162,19 @@ def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
         newline = int(len(lines) > 1)
         if newline:
             lines.pop()
+        if newline and not lost and len(text) <= limit and all(map(_is_document, lines)):
+            offset += len(text)
+            found = RawLines(lines, name, number, offset)
+            number += len(lines)
+            del text, lines
+            yield found
+            continue
         for index, line in enumerate(lines):
             size = lost + len(line)
             end_offset = offset + size + newline
             if size > limit:
                 yield _too_large(f"{prefix}{number}", end_offset, size, limit)
-            elif size and line[-1] == _CLOSE_OBJECT and line.count(b"{") == line.count(b"}"):
+            elif _is_document(line):
                 yield RawDocument(line, f"{prefix}{number}", end_offset)
             elif stripped := line.strip(_SPACE):
                 if stripped == b"[" or (stripped[:1] == b"{" and not _ValueScanner().advance(bytearray(stripped))):
@@ -144,6 +186,10 @@ def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
             number += 1
         del text, lines  # before as much is read again
     stream.offset, stream.line = offset, number
+
+
+def _is_document(line: bytes) -> bool:
+    return line.endswith(b"}") and line.count(b"{") == line.count(b"}")
 
 
 def _array(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
