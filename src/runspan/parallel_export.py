@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from runspan.delivery import DeadLetters, ExporterConfig, ExportReport, OtlpExporter, RetryPolicy, connect
 from runspan.delivery.report import ExportStats, merge_reports
@@ -214,12 +214,12 @@ class _WorkerProcess:
         self.last_error = ""
         # A thread may hold a lock that its copy in a forked process never releases; libraries of macOS have threads.
         forks = sys.platform == "linux" and threading.active_count() == 1
-        process = get_context("fork").Process if forks else get_context("spawn").Process
+        context: Any = get_context("fork" if forks else "spawn")  # the type of either has no Process
         self.connection, theirs = Pipe()
         # No pipe ends while a forked process has a copy of this end.
         copies = [self.connection, *(worker.connection for worker in others)] if forks else []
         # A daemon ends with this process however that ends.
-        self._process = process(target=_work, args=(theirs, copies), daemon=True)
+        self._process = context.Process(target=_work, args=(theirs, copies), daemon=True)
         self._process.start()
         theirs.close()
         self._shares = shares
