@@ -75,17 +75,16 @@ def locked(file: int) -> Iterator[bool]:
 
 
 def try_lock(file: int) -> bool:
-    """Take the lock of an open file, without waiting, until it is closed. Return False if another process has it.
-
-    POSIX only.
-    """
-    if sys.platform != "win32":
-        try:
+    """Take the lock of an open file, without waiting, until it is closed. Return False if another process has it."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-    raise NotImplementedError
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def lock_shared(file: int) -> None:

@@ -33,7 +33,7 @@ OPENERS: dict[str, tuple[str, Callable[[Path], SqliteStore | Checkpoint | WatchS
     "keys": ("keys", ApiKeyStore),
     "sessions": ("sessions", sessions),
 }
-EXCLUSIVE = {"checkpoint", "watch state"}
+EXCLUSIVE = {"watch state"}
 
 
 @pytest.fixture(params=OPENERS)

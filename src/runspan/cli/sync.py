@@ -20,7 +20,6 @@ from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garb
 from runspan.cli.output import ProgressDisplay, format_elapsed, print_report, progress_display
 from runspan.delivery import DeadLetters, OnSettled, OtlpExporter, export_samples
 from runspan.errors import ConfigError
-from runspan.http.retry import RateLimiter
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND, UNITS
 from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
@@ -28,6 +27,7 @@ from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.sync.context import ListFilter, SyncConfig, SyncTotals
 from runspan.sync.engine import SyncEngine
 from runspan.sync.report import SyncProgress, SyncReport, sync_samples
+from runspan.sync.request_budget import RequestBudget, account_of
 from runspan.sync.service import SyncService
 from runspan.telemetry import MetricsRegistry
 
@@ -46,7 +46,9 @@ _RATE_OVER: Final = 10.0
 @options.file(
     "--state-file",
     default=Path("runspan-sync.sqlite3"),
-    help="Database in which the sync records each run. It belongs to one platform, receiver, tenant and filter.",
+    help="Database in which the sync records each run. It belongs to one platform, receiver, tenant and filter. "
+    "Several syncs on one machine may share it: they divide the runs by workflow, and one takes over from another that "
+    "was killed.",
 )
 @options.option(
     "--follow", is_flag=True, help="Continue until stopped: send new runs, and unfinished ones until they end."
@@ -87,7 +89,8 @@ _RATE_OVER: Final = 10.0
 @options.count(
     "--requests-per-minute",
     default=REQUESTS_PER_MINUTE,
-    help="Limit of requests to the platform, which allows 1000 reads a minute for a key; 0: no limit.",
+    help="Limit of requests to the platform, which allows 1000 reads a minute for a key; 0: no limit. Syncs that "
+    "share a state file and use the same key have it together.",
 )
 @options.concurrency(default=8, help="Number of requests to the platform in flight.")
 @options.concurrency("--export-concurrency", help="Number of requests to the receiver in flight.")
@@ -194,7 +197,7 @@ def sync(
     base = parse_api_url("URL", url, key_variable=KEY_VARIABLE)
     key = partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file")
     halted = threading.Event()
-    rate_limiter = RateLimiter(requests_per_minute, sleep=halted.wait)
+    rate_limiter = RequestBudget(requests_per_minute, state_file, account=account_of(base, key()), sleep=halted.wait)
     key_hint = f"set {KEY_VARIABLE}, or --platform-key-file"
     binding = sync_binding(base, exporter_config.display_url, receiver.tenant, set(workflows), set(statuses))
 
@@ -205,6 +208,7 @@ def sync(
         return exporter
 
     with (
+        closing(rate_limiter),
         DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
     ):

@@ -66,11 +66,14 @@ class RateLimiter:
 
     def _try_acquire(self) -> float:
         """Count a request and return 0, or return the seconds after which to try again."""
+        delay = self.paused_for
+        return delay if delay > 0 else self._count(self._limit, self._window)
+
+    def _count(self, limit: int, window: float) -> float:
+        """Count a request if there were fewer than ``limit`` in the last ``window`` seconds; see ``_try_acquire``."""
         with self._lock:
             now = self._clock()
-            delay = self._paused_until - now
-            if self._limit and len(self._sent) == self._limit:
-                delay = max(delay, self._sent[0] + self._window - now)
+            delay = self._sent[0] + window - now if limit and len(self._sent) == limit else 0.0
             if delay <= 0:
                 self._sent.append(now)
             return delay

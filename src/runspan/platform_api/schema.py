@@ -33,6 +33,9 @@ class RunListItem(NamedTuple):
     fingerprint: bytes
     """Of the members that the platform documents for list items. If it differs, the run has changed."""
 
+    workflow_id: str = ""
+    """Empty if the item has none."""
+
 
 class RunListPage(NamedTuple):
     """A page of a list."""
@@ -180,16 +183,19 @@ def _list_item(text: str) -> RunListItem | None:
         item = _members(text)
     except ScanError:
         return None
-    text = item.get("id", b"null").decode(errors="replace")
-    run_id = string_value(text) if text.startswith('"') else ""
+    run_id = _text_of(item, "id")
     if not run_id or run_id != run_id.encode(errors="replace").decode():
         return None
-    for name in _SORTED_BY:
-        text = item.get(name, b"null").decode(errors="replace")
-        time = parse_ns(string_value(text)) if text.startswith('"') else None
-        if time is not None:
-            return RunListItem(run_id, time, fingerprint(item))
-    return RunListItem(run_id, 0, fingerprint(item))
+    workflow_id = _text_of(item, "workflowId").encode(errors="replace").decode()
+    times = [parse_ns(_text_of(item, name)) for name in _SORTED_BY]
+    time = next((time for time in times if time is not None), 0)
+    return RunListItem(run_id, time, fingerprint(item), workflow_id)
+
+
+def _text_of(item: Mapping[str, bytes], name: str) -> str:
+    """Return a member that is a string, and "" for any other."""
+    text = item.get(name, b"null").decode(errors="replace")
+    return string_value(text) if text.startswith('"') else ""
 
 
 def _scan_data(body: bytes) -> tuple[bytes, Meta]:

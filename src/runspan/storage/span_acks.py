@@ -110,23 +110,32 @@ class SpanAcks:
 class StateFile:
     """What a sender remembers of runs, in a file that survives a kill at any moment. Used by one thread.
 
-    It is always in a transaction: what was done since the last ``commit`` is lost in a crash.
+    The first change begins a transaction: what was done since the last ``commit`` is lost in a crash.
 
-    Raise ConfigError if the file has another binding, and StoreError if it cannot be opened, another process uses it,
-    another version wrote it, or it is damaged.
+    Raise ConfigError if the file has another binding, and StoreError if it cannot be opened, another process uses it
+    alone, another version wrote it, or it is damaged.
     """
 
     def __init__(
-        self, path: Path, schema: Schema, binding: Mapping[str, str], *, pragmas: tuple[str, ...] = ()
+        self,
+        path: Path,
+        schema: Schema,
+        binding: Mapping[str, str],
+        *,
+        exclusive: bool = True,
+        pragmas: tuple[str, ...] = (),
     ) -> None:
-        """``binding``: names and values of what the file belongs to, such as its receiver."""
+        """``binding``: names and values of what the file belongs to, such as its receiver.
+
+        ``exclusive``: whether no other process may use the file meanwhile.
+        """
         self.path = path
         self.spans = SpanAcks(self._run)
         """The spans of unfinished runs that the receiver has."""
         self._schema = schema
-        self._connection = open_database(path, schema, exclusive=True, pragmas=pragmas)
+        self._connection = open_database(path, schema, exclusive=exclusive, pragmas=pragmas)
         try:
-            self._run("BEGIN IMMEDIATE")
+            self._begin()
             self._bind(binding)
             self._prepare()
             self.commit()
@@ -136,19 +145,17 @@ class StateFile:
 
     def commit(self) -> None:
         """Commit, so that what was done survives a kill of the process."""
-        if self._connection.in_transaction:  # a signal may have come between COMMIT and BEGIN
-            self._run("COMMIT")
+        if self._connection.in_transaction:
+            self._all("COMMIT")
         if self.spans.has_removed:
             # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
             self._all("PRAGMA wal_checkpoint")
             self.spans.has_removed = False
-        self._run("BEGIN IMMEDIATE")
 
     def roll_back(self) -> None:
         """Discard what is not committed."""
         if self._connection.in_transaction:  # SQLite ends it itself after some errors
-            self._run("ROLLBACK")
-        self._run("BEGIN IMMEDIATE")
+            self._all("ROLLBACK")
 
     def close(self) -> None:
         """Close the file and discard what is not committed. Idempotent."""
@@ -172,7 +179,16 @@ class StateFile:
     def _prepare(self) -> None:
         """Prepare the file for this process, in the first transaction."""
 
+    def _begin(self) -> None:
+        if not self._connection.in_transaction:
+            self._execute("BEGIN IMMEDIATE")
+
     def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        """Execute a statement that may change the file."""
+        self._begin()
+        return self._execute(statement, values)
+
+    def _execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
         try:
             with translate_errors(self.path, self._schema.hints):
                 return self._connection.execute(statement, tuple(values))
@@ -180,8 +196,9 @@ class StateFile:
             raise self._damaged("a number that no clock shows") from None
 
     def _all(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
+        """Return the rows of a statement that changes nothing."""
         with translate_errors(self.path, self._schema.hints):
-            return self._run(statement, values).fetchall()
+            return self._execute(statement, values).fetchall()
 
     def _damaged(self, got: str) -> StoreError:
         expected, hint = self._schema.name, self._schema.hint

@@ -130,12 +130,12 @@ def open_database(
 class SharedDatabase:
     """A ``Database`` in an SQLite file, or in memory. Its statements are executed one at a time."""
 
-    def __init__(self, path: Path | str | None, schema: Schema) -> None:
-        """``path``: None opens a database in memory."""
+    def __init__(self, path: Path | str | None, schema: Schema, *, pragmas: tuple[str, ...] = ()) -> None:
+        """``path``, ``pragmas``: see ``open_database``."""
         self._path = Path(path or ":memory:")
         self._hints = schema.hints
         self._lock = threading.Lock()
-        self._connection = open_database(path, schema)
+        self._connection = open_database(path, schema, pragmas=pragmas)
 
     def execute(self, statement: str, *values: object) -> list[Any]:
         """See ``Database``."""

@@ -1,20 +1,27 @@
 """The state file of a sync: what is known of each run between the platform and the receiver.
 
-It survives a kill at any moment: a commit returns once it is on disk. One process at a time can open it.
+It survives a kill at any moment: a commit returns once it is on disk. Several processes, the workers, may share it. A
+worker leases a workflow while it fetches or sends runs of it, and one of them leases the lists. So at most one worker
+changes what is stored of a run, except for what the list shows. See ``WorkerLock`` for how a lease ends.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, Final
 
+from runspan.errors import StoreError
 from runspan.storage.span_acks import TABLES, StateFile, state_hints
-from runspan.storage.sqlite_file import Schema, read_statements
+from runspan.storage.sqlite_file import Schema, read_statements, translate_errors
+from runspan.sync.worker_lock import WorkerLock
 
 
 class TrackState(IntEnum):
@@ -53,7 +60,7 @@ class TrackedRun:
     failures: int = 0
     """Failed fetches in a row."""
     list_fingerprint: bytes = b""
-    """Of its last list item."""
+    """Of its last list item when it was read from the file. The list may show another one meanwhile."""
     document_fingerprint: bytes = b""
     """Of the list item that its last document would have."""
     sent_digest: bytes = b""
@@ -68,10 +75,10 @@ class TrackedRun:
     acked_at: int = 0
     reason: str = ""
     """Why it was refused, or why its last fetch failed."""
+    workflow: str = ""
+    """The id of its workflow; "" if the list does not name it."""
     stored_state: TrackState | None = None
     """Its state in the file; None if it is not there."""
-    changed_meanwhile: bool = False
-    """Whether the list showed a change while it was fetched or sent, so that the fetched document may be outdated."""
 
     @property
     def key(self) -> bytes:
@@ -80,7 +87,7 @@ class TrackedRun:
 
 
 _WITHOUT: Final = "name another file with --state-file: every run is fetched again, and none is doubled"
-_SCHEMA: Final = Schema(
+SCHEMA: Final = Schema(
     name="the state file of a sync",
     application_id=0x72737963,
     version=1,
@@ -88,11 +95,22 @@ _SCHEMA: Final = Schema(
     hint=_WITHOUT,
     hints=state_hints(_WITHOUT),
 )
-_COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:14])
+_COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:15])
 """The columns of ``runs``; the remaining fields are not stored."""
 
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608  # only constants
-_SAVE: Final = f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608  # only constants
+_INSERT: Final = f"INSERT OR IGNORE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_SAVED: Final = tuple(column for column in _COLUMNS if column not in ("run_id", "workflow", "due", "list_fingerprint"))
+_UPDATE: Final = (
+    f"UPDATE runs SET {', '.join(f'{column} = ?' for column in _SAVED)}, "  # noqa: S608  # only constants
+    "due = CASE WHEN list_fingerprint IN (?, ?) THEN ? ELSE 0 END WHERE run_id = ?"
+)
+"""It leaves what the list has shown meanwhile, and fetches the run again if its document may be outdated."""
+
+_FROM_EACH: Final = 50
+"""Runs of a workflow that are read at once, at least."""
+
+_FREE: Final = "(worker IS NULL OR worker = ?)"
 
 
 def sync_binding(
@@ -123,14 +141,113 @@ class ListPosition:
     cursor: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Which runs are due: of the backlog the oldest first, otherwise those first that have been due the longest."""
+
+    backlog: bool
+    until: int
+    """The latest ``due``."""
+    retry_until: int
+    """The latest ``due`` of runs that failed, but fewer than ``max_failures`` times in a row."""
+    max_failures: int
+
+    @property
+    def where(self) -> str:
+        """The condition."""
+        lane = "state = 0" if self.backlog else "state <> 0"
+        return f"{lane} AND due IS NOT NULL AND (due <= ? OR (failures > 0 AND failures < ? AND due <= ?))"
+
+    @property
+    def values(self) -> tuple[int, int, int]:
+        """The values of the condition."""
+        return self.until, self.max_failures, self.retry_until
+
+    @property
+    def table(self) -> str:
+        """The table with the index by workflow, which SQLite does not choose by itself."""
+        return f"runs INDEXED BY runs_{'new' if self.backlog else 'known'}_by_workflow"
+
+    @property
+    def order(self) -> str:
+        """The column by which the runs are ordered."""
+        return "time" if self.backlog else "due"
+
+
 class Checkpoint(StateFile):
     """The state file. ``spans`` has the acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
 
     def __init__(self, path: Path, binding: Mapping[str, str]) -> None:
-        super().__init__(path, _SCHEMA, binding)
-        rows = self._all("SELECT state, count(*) FROM runs GROUP BY state")
-        self.counts: Counter[TrackState] = Counter({TrackState(state): count for state, count in rows})
+        with translate_errors(path, SCHEMA.hints):
+            self._worker = WorkerLock(path)
+        self._leased: set[str] = set()
+        self._known_workflows: set[str] = set()
+        self._counted_at = 0.0
+        # A worker waits for the longest transaction of another one, such as that of ``resend`` for a million runs.
+        try:
+            super().__init__(path, SCHEMA, binding, exclusive=False, pragmas=("busy_timeout = 60000",))
+        except BaseException:
+            self._worker.close()
+            raise
+        self.counts: Counter[TrackState] = Counter()
         """How many runs have each state."""
+        self.recount()
+
+    def recount(self, *, max_age: float = 0.0) -> None:
+        """Update ``counts`` by what other workers have changed, if that was done more than ``max_age`` seconds ago."""
+        if max_age and time.monotonic() < self._counted_at + max_age:
+            return
+        rows = self._all("SELECT state, count(*) FROM runs GROUP BY state")
+        self.counts.clear()
+        self.counts.update({TrackState(state): count for state, count in rows})
+        self._counted_at = time.monotonic()
+
+    @property
+    def has_other_workers(self) -> bool:
+        """Whether other processes share the file now."""
+        return any(not self._worker.has_ended(number) for number in self._other_workers())
+
+    def free_leases(self) -> None:
+        """Free what workers leased that were killed."""
+        for number in self._other_workers():
+            if self._worker.has_ended(number):
+                self._begin()  # from now on nobody can lease anything under this number
+                if self._worker.has_ended(number):
+                    self._remove_worker(number)
+
+    def release(self, kept: Collection[str]) -> None:
+        """Free the workflows that this worker has leased, except for these."""
+        for workflow in self._leased.difference(kept):
+            self._run("UPDATE workflows SET worker = NULL WHERE workflow = ?", (workflow,))
+            self._leased.remove(workflow)
+
+    def lease_lists(self) -> bool:
+        """Lease the lists until the file is closed. Return False if another worker has them."""
+        return self._run("UPDATE lists SET worker = ? WHERE worker IS NULL", (self._worker.number,)).rowcount > 0
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """How many pages of lists were ever read, and how many are wanted at least."""
+        pages, wanted = self._all("SELECT pages, wanted FROM lists")[0]
+        return pages, wanted
+
+    def add_page(self) -> None:
+        """Count a page of a list."""
+        self._run("UPDATE lists SET pages = pages + 1")
+
+    def want_page(self) -> None:
+        """Let the worker that has leased the lists read a page."""
+        self._run("UPDATE lists SET wanted = pages + 1")
+
+    def close(self) -> None:
+        """See ``StateFile``. Everything that this worker has leased is free then."""
+        with suppress(StoreError):  # another worker frees it
+            if self._worker.is_held:
+                self.roll_back()
+                self._remove_worker(self._worker.number)
+                self.commit()
+        self._worker.close()
+        super().close()
 
     def get(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
         """Return those of the runs that are tracked, by id; for at most some hundreds of ids."""
@@ -138,28 +255,59 @@ class Checkpoint(StateFile):
         return {run.run_id: run for run in self._runs(f"run_id IN ({holders})", run_ids)}
 
     def save(self, run: TrackedRun) -> None:
-        """Store a run."""
+        """Store a run that is new, or that this worker has in progress."""
+        if run.stored_state is None:
+            self._add(run)
+            return
         if run.stored_state is not run.state:
-            if run.stored_state is not None:
-                self.counts[run.stored_state] -= 1
+            self.counts[run.stored_state] -= 1
             if run.stored_state is TrackState.OPEN:
                 self.spans.forget(run.key)
             self.counts[run.state] += 1
             run.stored_state = run.state
-        self._run(_SAVE, [getattr(run, column) for column in _COLUMNS])
+        saved = [getattr(run, column) for column in _SAVED]
+        self._run(_UPDATE, (*saved, run.list_fingerprint, run.document_fingerprint, run.due, run.run_id))
 
-    def due_runs(
-        self, limit: int, *, backlog: bool, until: int, retry_until: int, max_failures: int
-    ) -> list[TrackedRun]:
-        """Return due runs: of the backlog the oldest first, otherwise those first that have been due the longest.
+    def list_changed(self, run: TrackedRun, *, at_once: bool) -> None:
+        """Store what the list shows of a tracked run, whoever works on it. ``at_once``: whether to fetch it at once."""
+        again = ", due = 0, failures = 0" if at_once else ""
+        changed = f"UPDATE runs SET list_fingerprint = ?, time = ?{again} WHERE run_id = ?"  # noqa: S608
+        self._run(changed, (run.list_fingerprint, run.time, run.run_id))
 
-        - ``until``: the latest ``due``.
-        - ``retry_until``: the latest ``due`` of runs that failed, but fewer than ``max_failures`` times in a row.
+    def due_runs(self, due: Due, limit: int, in_progress: Collection[TrackedRun] = ()) -> list[TrackedRun]:
+        """Lease workflows, and return due runs of them in their order, except for those that are in progress.
+
+        It leases at most this worker's share of the workflows that have due runs and are not leased by others.
         """
-        where = "state = 0" if backlog else "state <> 0"
-        where += " AND due IS NOT NULL AND (due <= ? OR (failures > 0 AND failures < ? AND due <= ?))"
-        order = "time" if backlog else "due"
-        return self._runs(f"{where} ORDER BY {order} LIMIT ?", (until, max_failures, retry_until, limit))
+        share = self._due_workflows(due)
+        busy = Counter(run.workflow for run in in_progress)
+        skipped = {run.run_id for run in in_progress}
+        from_each = max(_FROM_EACH, limit // max(1, len(share)))
+        found: list[str] = []
+        unread: set[str] = set()
+        # A merge of the workflows. One is leased and read once its first run is the next one.
+        heap: list[tuple[int, str, list[tuple[int, str]]]] = [(first, workflow, []) for first, workflow in share]
+        while heap and len(found) < limit:
+            _, workflow, rows = heappop(heap)
+            if rows:
+                found.append(rows.pop()[1])
+                if not rows and workflow in unread:
+                    break  # the next one of this workflow may come before those of the others
+            elif self._lease(workflow):
+                limit_here = from_each + busy[workflow]
+                select = f"SELECT {due.order}, run_id FROM {due.table} WHERE workflow = ? AND {due.where} "  # noqa: S608
+                read = self._all(f"{select} ORDER BY {due.order} LIMIT ?", (workflow, *due.values, limit_here))
+                if len(read) == limit_here:
+                    unread.add(workflow)
+                rows = [row for row in reversed(read) if row[1] not in skipped]
+            if rows:
+                heappush(heap, (rows[-1][0], workflow, rows))
+        runs = self.get(found)
+        return [runs[run_id] for run_id in found]
+
+    def has_due(self, due: Due) -> bool:
+        """Whether any run is due, also one that another worker fetches or sends at the moment."""
+        return bool(self._all(f"SELECT 1 FROM runs WHERE {due.where} LIMIT 1", due.values))  # noqa: S608
 
     def next_retry(self, max_failures: int) -> int | None:
         """Return the first ``due`` of the runs that failed, but fewer than ``max_failures`` times in a row."""
@@ -219,6 +367,46 @@ class Checkpoint(StateFile):
         """Store how far the list of a filter was read."""
         values = (filter_name, *astuple(position))
         self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    def _due_workflows(self, due: Due) -> list[tuple[int, str]]:
+        """Return this worker's share of the workflows with due runs, as (``Due.order`` of the first run, workflow)."""
+        first = f"SELECT {due.order} FROM {due.table} WHERE runs.workflow = workflows.workflow AND {due.where}"  # noqa: S608
+        firsts = f"SELECT ({first} ORDER BY {due.order} LIMIT 1), workflow FROM workflows WHERE {_FREE}"  # noqa: S608
+        found = sorted(row for row in self._all(firsts, (*due.values, self._worker.number)) if row[0] is not None)
+        workers = len(self._other_workers()) + 1
+        return found[: -(-len(found) // workers)]
+
+    def _lease(self, workflow: str) -> bool:
+        """Lease a workflow until ``release``. Return False if another worker has it."""
+        if workflow not in self._leased:
+            statement = f"UPDATE workflows SET worker = ? WHERE workflow = ? AND {_FREE}"  # noqa: S608
+            number = self._worker.number
+            if not self._run(statement, (number, workflow, number)).rowcount:
+                return False
+            self._leased.add(workflow)
+        return True
+
+    def _add(self, run: TrackedRun) -> None:
+        if run.workflow not in self._known_workflows:
+            self._known_workflows.add(run.workflow)
+            self._run("INSERT OR IGNORE INTO workflows VALUES (?, NULL)", (run.workflow,))
+        run.stored_state = run.state
+        self.counts[run.state] += self._run(_INSERT, [getattr(run, column) for column in _COLUMNS]).rowcount
+
+    def _other_workers(self) -> list[int]:
+        return [
+            number for (number,) in self._all("SELECT number FROM workers WHERE number <> ?", (self._worker.number,))
+        ]
+
+    def _remove_worker(self, number: int) -> None:
+        for table in ("workflows", "lists"):
+            self._run(f"UPDATE {table} SET worker = NULL WHERE worker = ?", (number,))  # noqa: S608  # only constants
+        self._run("DELETE FROM workers WHERE number = ?", (number,))
+
+    def _prepare(self) -> None:
+        """See ``StateFile``."""
+        self._remove_worker(self._worker.number)  # one before, which was killed
+        self._run("INSERT INTO workers VALUES (?)", (self._worker.number,))
 
     def _runs(self, where: str, values: Iterable[Any]) -> list[TrackedRun]:
         runs = [TrackedRun(*row) for row in self._all(_SELECT + where, values)]

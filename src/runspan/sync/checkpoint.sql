@@ -22,9 +22,21 @@ CREATE TABLE runs (
     run_span_sent INTEGER NOT NULL,
     changed_at INTEGER NOT NULL,
     acked_at INTEGER NOT NULL,
-    reason TEXT NOT NULL
+    reason TEXT NOT NULL,
+    workflow TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX runs_by_state ON runs (state, time);
-CREATE INDEX runs_known_by_due ON runs (due) WHERE state <> 0 AND due IS NOT NULL;
+CREATE INDEX runs_new_by_workflow ON runs (workflow, time) WHERE state = 0;
+CREATE INDEX runs_known_by_workflow ON runs (workflow, due) WHERE state <> 0 AND due IS NOT NULL;
 CREATE INDEX runs_failing ON runs (due) WHERE failures > 0;
+CREATE TABLE workers (number INTEGER PRIMARY KEY) STRICT;
+CREATE TABLE workflows (workflow TEXT PRIMARY KEY, worker INTEGER) STRICT, WITHOUT ROWID;
+CREATE TABLE lists (worker INTEGER, pages INTEGER NOT NULL, wanted INTEGER NOT NULL) STRICT;
+INSERT INTO lists VALUES (NULL, 0, 0);
+CREATE TABLE requests (
+    account BLOB NOT NULL,
+    slot INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (account, slot)
+) STRICT, WITHOUT ROWID;

@@ -10,7 +10,7 @@ from typing import Final
 from runspan.delivery import DeadLetters
 from runspan.errors import item_error
 from runspan.model.timestamps import SECOND
-from runspan.sync.checkpoint import AT_ONCE, Checkpoint, TrackedRun, TrackState
+from runspan.sync.checkpoint import Checkpoint, TrackedRun, TrackState
 
 MINUTE: Final = 60 * SECOND
 HOUR: Final = 3600 * SECOND
@@ -138,9 +138,7 @@ class SyncContext:
     """Returns nanoseconds. Pauses use it, because they would last for hours if ``clock`` was set back."""
     totals: SyncTotals = field(default_factory=SyncTotals)
     in_progress: dict[str, TrackedRun] = field(default_factory=dict)
-    """The runs that are fetched, wait to be sent, or are sent. Changes of such a run are noted on its object."""
-    list_recheck_needed: bool = False
-    """Whether to read a page of the list, because listed runs were not found."""
+    """The runs that are fetched, wait to be sent, or are sent."""
     _not_found: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Run id → 404 responses in a row, and the number of pages that had been read at the first."""
 
@@ -152,9 +150,6 @@ class SyncContext:
     def save(self, run: TrackedRun) -> None:
         """Store a run that was in progress."""
         self._not_found.pop(run.run_id, None)
-        if run.changed_meanwhile and run.document_fingerprint != run.list_fingerprint:
-            run.due = AT_ONCE
-        run.changed_meanwhile = False
         self.checkpoint.save(run)
         del self.in_progress[run.run_id]
 
@@ -191,14 +186,16 @@ class SyncContext:
 
     def mark_missing(self, run: TrackedRun) -> None:
         """Schedule a listed run that was not found, or count it as gone."""
-        responses, pages = self._not_found.get(run.run_id, (0, self.counts.pages))
+        pages_now, _ = self.checkpoint.pages
+        responses, pages = self._not_found.get(run.run_id, (0, pages_now))
         responses += 1
-        list_works = pages < self.counts.pages
+        list_works = pages < pages_now
         if responses < GONE_AFTER or not list_works:
             run.failures = min(run.failures, GONE_AFTER - 2)  # so that it is not left to the next sync
             self.retry_later(run, "the platform lists it and does not have it")
             self._not_found[run.run_id] = responses, pages
-            self.list_recheck_needed |= responses + 1 >= GONE_AFTER and not list_works
+            if responses + 1 >= GONE_AFTER and not list_works:
+                self.checkpoint.want_page()
             return
         self.counts.gone += 1
         self.counts.gone_unfinished += run.state is TrackState.OPEN

@@ -41,6 +41,7 @@ _ALL_FORBIDDEN: Final = 20
 """Documents that are forbidden before any is fetched, after which the API key lacks the permission to read them."""
 
 _PROBE_EVERY: Final = 2.0
+_SHARE_EVERY: Final = 0.5
 _RECONNECT_AFTER: Final = 5.0
 _MAX_RECONNECT_DELAY: Final = 300.0
 
@@ -102,6 +103,7 @@ class SyncEngine:
         self._probe_at = 0.0
         self._last_round_at = 0
         self._forbidden = 0
+        self._share_at = 0.0
 
     def stop(self) -> None:
         """Fetch nothing more, and end after ``SyncConfig.grace`` at most. Any thread or signal handler may call it."""
@@ -122,8 +124,10 @@ class SyncEngine:
                 self._round()
                 self._end_with(self._monitor.update())
                 if not (self._stopping or self._error):
+                    self._share()
                     self._fetch()
                     self._list()
+                    self._checkpoint.commit()
             self._drain()
         finally:
             self._halt()
@@ -159,6 +163,9 @@ class SyncEngine:
         if not config.follow:
             checkpoint.reschedule(TrackState.OPEN)
         if config.resend:
+            if checkpoint.has_other_workers:
+                hint = "stop the others, run this one, and start them again"
+                raise errors.ConfigError(where="--resend", expected="one sync", got="several with this file", hint=hint)
             checkpoint.resend(self._clock() - config.resend)
         if config.retry_refused and self._context.totals.refused_before is None:
             checkpoint.reschedule(TrackState.REFUSED)
@@ -217,6 +224,13 @@ class SyncEngine:
         elif time.monotonic() >= self._reconnect_at:
             self._reconnect_at = 0.0
             sends.reset()
+
+    def _share(self) -> None:
+        """Leave workflows to other workers, and take over from those that were killed."""
+        if time.monotonic() >= self._share_at:
+            self._share_at = time.monotonic() + _SHARE_EVERY
+            self._checkpoint.release({run.workflow for run in self._context.in_progress.values()})
+            self._checkpoint.free_leases()
 
     def _fetch(self) -> None:
         """Keep each fetching thread busy, with one more request for each."""

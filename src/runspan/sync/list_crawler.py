@@ -14,7 +14,7 @@ from typing import Final
 from runspan.errors import AccessError, BackendRefused, NotFound, QueryError, RunspanError
 from runspan.model.timestamps import SECOND
 from runspan.platform_api.schema import RunListItem, RunListPage
-from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
+from runspan.sync.checkpoint import TrackedRun, TrackState
 from runspan.sync.context import DAY, HOUR, MAX_FAILURES, MINUTE, ListFilter, SyncContext, retry_at
 
 RESUME_WITHIN: Final = HOUR
@@ -25,6 +25,8 @@ CURSOR_ATTEMPTS: Final = 2
 
 CLOCK_SKEW: Final = 5 * MINUTE
 """How far the platform's clock may differ from this one when it computes the start of a window."""
+
+_LEASE_EVERY: Final = SECOND
 
 _WINDOWS: Final = (("1h", HOUR), ("24h", DAY), ("7d", 7 * DAY), ("30d", 30 * DAY))
 """The values of ``since`` that the platform documents."""
@@ -112,21 +114,16 @@ class ListCrawler:
     def __init__(self, context: SyncContext) -> None:
         self._context = context
         self._config = context.config
-        filters = context.config.filters
-        self._positions = {each: context.checkpoint.list_position(each.name) for each in filters}
+        self._pages_before = context.checkpoint.pages[0]
+        self._has_lease = False
+        self._lease_at = 0
+        """When to try to lease the lists, from ``SyncContext.monotonic``."""
         self._full_scans: dict[ListFilter, ListScan] = {}
         self._top_scans: dict[ListFilter, ListScan] = {}
-        now, monotonic = context.clock(), context.monotonic()
-        self._full_read_at = {
-            each: monotonic - (now - position.full_ended)
-            for each, position in self._positions.items()
-            if 0 < position.full_ended <= now
-        }
-        self._read_at = dict(self._full_read_at)
-        self._unread = set(filters)
-        """The filters whose list this sync has not started to read."""
         self._requested: ListScan | None = None
-        self._known_to_work = {each for each, at in self._positions.items() if at.full_ended or at.cursor}
+        self._unread = set(context.config.filters)
+        """The filters whose list this sync has not started to read."""
+        self._load()
 
     @property
     def done(self) -> bool:
@@ -136,6 +133,8 @@ class ListCrawler:
     @property
     def first_scan_in_progress(self) -> bool:
         """Whether a first full scan makes progress, so that runs older than the tracked ones will be found."""
+        if not self._has_lease:
+            return not all(position.full_ended for position in self._positions.values())
         in_progress = [each for each, scan in self._full_scans.items() if not scan.failing]
         return any(not self._positions[each].full_ended for each in (*in_progress, *self._unread))
 
@@ -146,8 +145,8 @@ class ListCrawler:
 
     @property
     def polled_at(self) -> int | None:
-        """When every list had been read, in nanoseconds since 1970; None if one never was."""
-        if len(self._read_at) < len(self._positions):
+        """When every list had been read, in nanoseconds since 1970; None if one never was, or another worker does."""
+        if not self._has_lease or len(self._read_at) < len(self._positions):
             return None
         return self._context.clock() - (self._context.monotonic() - min(self._read_at.values()))
 
@@ -156,7 +155,7 @@ class ListCrawler:
 
         has_backlog: Whether listed runs can be fetched that were not yet.
         """
-        if self._requested is not None:
+        if self._requested is not None or not self._lease():
             return None
         self._start_scans(now)
         monotonic = self._context.monotonic()
@@ -173,6 +172,7 @@ class ListCrawler:
         context, now = self._context, self._context.clock()
         self._known_to_work.add(scan.filter)
         context.counts.pages += 1
+        context.checkpoint.add_page()
         context.counts.unusable += len(page.unusable)
         for text in page.unusable:
             context.log(f"a list item has no usable id: {text}")
@@ -204,6 +204,33 @@ class ListCrawler:
             return self._restart(scan, error)
         return self._retry(scan, error)
 
+    def _lease(self) -> bool:
+        """Return whether this worker reads the lists; it continues where another one ended."""
+        context, now = self._context, self._context.monotonic()
+        if not self._has_lease and now >= self._lease_at:
+            self._lease_at = now + _LEASE_EVERY
+            self._has_lease = context.checkpoint.lease_lists()
+            self._load()
+            if not self._config.follow and context.checkpoint.pages[0] > self._pages_before:
+                # Another worker, which may go on for ever, has read them for this sync too.
+                complete = {
+                    each for each, at in self._positions.items() if at.full_ended and at.full_ended >= at.full_started
+                }
+                self._unread -= complete
+        return self._has_lease
+
+    def _load(self) -> None:
+        """Read how far the lists were read."""
+        context, now, monotonic = self._context, self._context.clock(), self._context.monotonic()
+        self._positions = {each: context.checkpoint.list_position(each.name) for each in self._config.filters}
+        self._full_read_at = {
+            each: monotonic - (now - position.full_ended)
+            for each, position in self._positions.items()
+            if 0 < position.full_ended <= now
+        }
+        self._read_at = dict(self._full_read_at)
+        self._known_to_work = {each for each, at in self._positions.items() if at.full_ended or at.cursor}
+
     def _restart(self, scan: ListScan, error: QueryError) -> RunspanError | None:
         """Begin at the top again, because the platform has forgotten a cursor."""
         now, config = self._context.monotonic(), self._config
@@ -233,9 +260,9 @@ class ListCrawler:
 
     def _start_scans(self, now: int) -> None:
         """Start the scans that are due."""
-        if self._context.list_recheck_needed:
-            self._context.list_recheck_needed = False
-            if self.done:
+        if self.done and not self._config.follow:
+            pages, wanted = self._context.checkpoint.pages
+            if pages < wanted:
                 first = self._config.filters[0]
                 self._top_scans[first] = self._top_scan(first, now)
         for each in self._config.filters:
@@ -317,24 +344,18 @@ class ListCrawler:
         context = self._context
         tracked = context.checkpoint.get([item.run_id for item in items]) if items else {}
         for item in items:
-            run = context.in_progress.get(item.run_id) or tracked.get(item.run_id)
+            run = tracked.get(item.run_id)
             if run is None:
-                run = TrackedRun(item.run_id, item.time, list_fingerprint=item.fingerprint)
+                run = TrackedRun(item.run_id, item.time, list_fingerprint=item.fingerprint, workflow=item.workflow_id)
                 tracked[item.run_id] = run
                 context.counts.listed += 1
                 context.checkpoint.save(run)
                 continue
             changed = item.fingerprint not in (run.list_fingerprint, run.document_fingerprint)
             back = run.state is TrackState.GONE and scan.full and not scan.started <= run.changed_at <= now
-            if not (changed or back or item.fingerprint != run.list_fingerprint):
-                continue
-            run.list_fingerprint, run.time = item.fingerprint, item.time or run.time
-            if item.run_id in context.in_progress:
-                run.changed_meanwhile = run.changed_meanwhile or changed
-                continue
-            if changed or back:
-                run.due, run.failures = AT_ONCE, 0
-            context.checkpoint.save(run)
+            if changed or back or item.fingerprint != run.list_fingerprint:
+                run.list_fingerprint, run.time = item.fingerprint, item.time or run.time
+                context.checkpoint.list_changed(run, at_once=changed or back)
 
 
 def since_parameter(edge: int, now: int) -> str | None:

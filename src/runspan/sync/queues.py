@@ -19,7 +19,7 @@ from runspan.model.document import LIVE_RUN_STATUSES, Run, sort_time
 from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api.schema import fingerprint_of_summary
 from runspan.storage.span_acks import digest_of
-from runspan.sync.checkpoint import AT_ONCE, TrackedRun, TrackState
+from runspan.sync.checkpoint import AT_ONCE, Due, TrackedRun, TrackState
 from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 
 REFILL: Final = 200
@@ -125,7 +125,8 @@ class FetchQueue:
     """Selects the runs to fetch from two lanes, and handles what comes of each request.
 
     One lane is the backlog, the oldest run first, because the platform deletes it first. The other is that of tracked
-    runs that are due again. While both have runs, they take turns.
+    runs that are due again. While both have runs, they take turns. Runs of a workflow that another worker has leased
+    are left to it.
 
     - ``send``: takes a document that the receiver does not have.
     """
@@ -168,7 +169,11 @@ class FetchQueue:
         self.wake()
         if self._refill(_BACKLOG, now) or self._refill(_TRACKED, now):
             return True
-        return self._context.checkpoint.next_retry(MAX_FAILURES) is not None
+        checkpoint = self._context.checkpoint
+        if checkpoint.next_retry(MAX_FAILURES) is not None:
+            return True
+        # What another worker has leased: if that is killed, this one continues.
+        return any(checkpoint.has_due(self._due(lane, now)) for lane in (_BACKLOG, _TRACKED))
 
     def fetched(self, tracked: TrackedRun, found: tuple[Run | DocumentError, Document] | None, fetched_at: int) -> None:
         """Handle a document, and None if it is the one that the receiver has. fetched_at: In nanoseconds since 1970."""
@@ -242,20 +247,20 @@ class FetchQueue:
         runs, context = self._lanes[lane], self._context
         if runs or context.monotonic() < self._empty_until[lane]:
             return bool(runs)
-        follow = context.config.follow
-        for run in context.checkpoint.due_runs(
-            REFILL + len(context.in_progress),
+        runs.extend(context.checkpoint.due_runs(self._due(lane, now), REFILL, context.in_progress.values()))
+        context.in_progress.update({run.run_id: run for run in runs})
+        if not runs:
+            self._empty_until[lane] = context.monotonic() + _EMPTY_FOR
+        return bool(runs)
+
+    def _due(self, lane: int, now: int) -> Due:
+        follow = self._context.config.follow
+        return Due(
             backlog=lane == _BACKLOG,
             until=now if follow else AT_ONCE,
             retry_until=now,
             max_failures=1_000_000 if follow else MAX_FAILURES,
-        ):
-            if run.run_id not in context.in_progress:
-                context.in_progress[run.run_id] = run
-                runs.append(run)
-        if not runs:
-            self._empty_until[lane] = context.monotonic() + _EMPTY_FOR
-        return bool(runs)
+        )
 
 
 class SendQueue:

@@ -23,6 +23,9 @@ _QUIET: Final = 2.0
 _REPEAT_AFTER: Final = 60.0
 """Seconds after which an unchanged message is logged again."""
 
+_COUNT_EVERY: Final = 5.0
+"""Seconds after which the runs that other workers have changed are counted again."""
+
 _RATE_EVERY: Final = 30.0
 _RATE_OVER: Final = 300.0
 _FIRST_RATE: Final = 5.0
@@ -167,7 +170,7 @@ class SyncMonitor:
         self._on_progress = on_progress
         self._requests_before = context.totals.requests
         now = time.monotonic()
-        self._rate_from = (now, context.counts.fetched)
+        self._rate_from = (now, self._left_backlog())
         self._rate_at = now + _FIRST_RATE
         self._at_risk = 0
         """Runs of the backlog that the platform will probably delete before they are fetched."""
@@ -197,6 +200,7 @@ class SyncMonitor:
 
     def _progress(self) -> SyncProgress:
         checkpoint, counts = self._context.checkpoint, self._context.checkpoint.counts
+        checkpoint.recount(max_age=_COUNT_EVERY)
         return SyncProgress(
             counts=self._context.counts,
             requests=self._requests(),
@@ -221,6 +225,7 @@ class SyncMonitor:
         context, checkpoint = self._context, self._context.checkpoint
         totals = context.totals
         requests, retries, rate_limited = self._requests()
+        checkpoint.recount()
         now = {run_id for run_id, _ in totals.refused}
         refused = checkpoint.refused(MAX_NAMED + len(now)) if totals.refused_before else []
         return SyncReport(
@@ -249,16 +254,21 @@ class SyncMonitor:
             self._logged[topic] = (message, now)
             self._context.log(message)
 
+    def _left_backlog(self) -> int:
+        """Return how many runs are out of the backlog, by the work of all workers."""
+        counts = self._context.checkpoint.counts
+        return counts.total() - counts[TrackState.NEW]
+
     def _check_retention(self) -> None:
         """Warn if the platform will delete runs before they are fetched."""
         context, retention = self._context, self._context.config.retention
         if retention is None or self._lists.first_scan_in_progress:
             return
-        since, fetched = self._rate_from
-        seconds = time.monotonic() - since
-        rate = max(context.counts.fetched - fetched, 1) / seconds
+        since, before = self._rate_from
+        seconds, left = time.monotonic() - since, self._left_backlog()
+        rate = max(left - before, 1) / seconds
         if seconds > _RATE_OVER:
-            self._rate_from = (time.monotonic(), context.counts.fetched)
+            self._rate_from = (time.monotonic(), left)
         backlog = context.checkpoint.backlog_by_time(_RETENTION_INTERVAL)
         self._at_risk = at_risk_of_retention(backlog, per_second=rate, retention=retention, now=context.clock())
         if self._at_risk:

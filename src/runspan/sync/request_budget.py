@@ -1,0 +1,77 @@
+"""``RequestBudget``: the limit of requests to the platform that all workers of a state file have together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from hashlib import scrypt
+from pathlib import Path
+from typing import Final
+
+from runspan.http.retry import RateLimiter
+from runspan.storage.sqlite_file import SharedDatabase
+from runspan.sync.checkpoint import SCHEMA
+
+_SLOTS: Final = 10
+"""Parts of a second in which requests are counted together."""
+
+_WHERE: Final = "FROM requests WHERE account = ? AND slot BETWEEN ? AND ?"
+_TAKE: Final = (
+    f"INSERT INTO requests SELECT ?, ?, 1 WHERE (SELECT coalesce(sum(count), 0) {_WHERE}) < ? "
+    "ON CONFLICT DO UPDATE SET count = count + 1 RETURNING 1"
+)
+_FIRST: Final = f"SELECT min(slot) {_WHERE}"
+
+
+def account_of(platform: str, key: str | None) -> bytes:
+    """Return what distinguishes an API key from others. It is stored, so it does not disclose the key."""
+    return scrypt(key.encode(), salt=platform.encode(), n=1 << 14, r=8, p=1, dklen=16) if key else b""
+
+
+class RequestBudget(RateLimiter):
+    """A ``RateLimiter`` whose requests are counted in the state file, so also over restarts. A pause is its own.
+
+    - ``account``: whose limit it is, as the platform has one for each API key; a digest of it.
+    - ``wall_clock``: seconds since 1970, of the machine on which all workers run.
+    """
+
+    def __init__(
+        self,
+        per_minute: int,
+        state_file: Path,
+        *,
+        account: bytes,
+        sleep: Callable[[float], object],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(per_minute, sleep=sleep)
+        self._state_file = state_file
+        self._account = account
+        self._wall_clock = wall_clock
+        self._opening = threading.Lock()
+        self._database: SharedDatabase | None = None
+
+    def close(self) -> None:
+        """Close the file. Idempotent."""
+        if self._database is not None:
+            self._database.close()
+
+    def _count(self, limit: int, window: float) -> float:
+        """See ``RateLimiter``."""
+        if not limit:
+            return 0.0
+        with self._opening:
+            if self._database is None:
+                self._database = SharedDatabase(
+                    self._state_file, SCHEMA, pragmas=("synchronous = NORMAL", "busy_timeout = 60000")
+                )
+        execute = self._database.execute
+        slot = int(self._wall_clock() * _SLOTS)
+        begin = slot - int(window * _SLOTS)
+        if execute(_TAKE, self._account, slot, self._account, begin, slot, limit):
+            return 0.0
+        # Slots of the future are of a clock that was set back.
+        execute("DELETE FROM requests WHERE slot NOT BETWEEN ? AND ?", begin, slot)
+        first = execute(_FIRST, self._account, begin, slot)[0][0]
+        return float((slot if first is None else first) + 1 - begin) / _SLOTS

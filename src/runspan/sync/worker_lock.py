@@ -1,0 +1,75 @@
+"""``WorkerLock``: the number of a worker among those that share a state file, and which of the others have ended.
+
+Each worker locks a file of its own, and the system releases the lock when the process ends, however it ends. So a
+worker that was killed is noticed at once, and one that is merely slow keeps its work.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from runspan.system import BINARY, try_lock
+
+
+class WorkerLock:
+    """Locks the first free number, from 1 on, until it is closed. Raise OSError if no file can be created or locked."""
+
+    def __init__(self, state_file: Path) -> None:
+        self._state_file = state_file
+        self._file: int | None = None
+        self.number = 0
+        while self._file is None:
+            self.number += 1
+            self._file = _lock(self._path(self.number))
+
+    def has_ended(self, number: int) -> bool:
+        """Whether no worker has this number at the moment."""
+        if number == self.number:
+            return False
+        file = _lock(self._path(number), create=False)
+        if file is not None:
+            os.close(file)
+        return file is not None or not self._path(number).exists()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is not closed."""
+        return self._file is not None
+
+    def close(self) -> None:
+        """Release the number. Idempotent."""
+        if self._file is not None:
+            with suppress(OSError):  # Windows removes no file that is open, and a locked one is in nobody's way
+                self._path(self.number).unlink()
+            os.close(self._file)
+            self._file = None
+
+    def _path(self, number: int) -> Path:
+        return self._state_file.with_name(f"{self._state_file.name}.worker-{number}")
+
+
+def _lock(path: Path, *, create: bool = True) -> int | None:
+    """Return the locked file; None if another worker has locked or removed it."""
+    try:
+        file = os.open(path, os.O_RDWR | BINARY | (os.O_CREAT if create else 0), 0o600)
+    except FileNotFoundError:
+        if create:
+            raise
+        return None
+    is_own = False
+    try:
+        is_own = try_lock(file) and _is_at(path, file)
+    finally:
+        if not is_own:
+            os.close(file)
+    return file if is_own else None
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether the path leads to the file, which another worker may have removed before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
