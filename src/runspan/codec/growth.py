@@ -112,9 +112,10 @@ def verify_growth(
     if known:
         return None
     head = _head(envelope)
-    # Without a copy of their own, since there is one step more each time.
-    texts = [memoryview(before.text)[len(front.head) : front.size]] if kept else []
-    text = b"".join((head, b",".join([*texts, *map(step_text, rest)]), _END))
+    # Copied once, since there is one step more each time.
+    front_steps = memoryview(before.text)[len(front.head) : front.size if kept else len(front.head)]
+    comma = b"," if kept and rest else b""
+    text = b"".join((head, front_steps, comma, b",".join(map(step_text, rest)), _END))
     same = front if kept and head == front.head else None
     digest = sha256() if same is None else same.digest.copy()
     digest.update(text if same is None else text[same.size :])
