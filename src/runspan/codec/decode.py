@@ -7,7 +7,7 @@ rebuilt document has the digest that the revision span carries.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice, product
@@ -295,8 +295,10 @@ class _StepSpans:
             yield list(combination)
 
 
-def read_manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
+def read_manifest(attributes: Mapping[str, Value], known: Sequence[bytes] = ()) -> list[bytes] | None:
     """Return the span ids of the steps, empty for an open step, or None if the document has no list of steps.
+
+    ``known``: different span ids with which it is likely to begin, and which are not read again then.
 
     Raises AttributeDecodeError for a manifest that is none.
     """
@@ -306,6 +308,11 @@ def read_manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
     manifest = (decode_text(attributes, fields.MANIFEST) or b"").decode()
     if type(count) is not int or len(manifest) != count * _ID_DIGITS:
         raise AttributeDecodeError(f"the manifest has {len(manifest) // _ID_DIGITS} of {count!r} steps")
+    known_digits = b"".join(known).hex()
+    if manifest.startswith(known_digits):
+        manifest = manifest[len(known_digits) :]
+    else:
+        known = ()
     digits = manifest.replace(fields.OPEN_STEP_MARK, "0" * _ID_DIGITS)
     mark = manifest.find(fields.OPEN_STEP_MARK)
     try:
@@ -321,9 +328,9 @@ def read_manifest(attributes: Mapping[str, Value]) -> list[bytes] | None:
         span_ids[mark // _ID_DIGITS] = _NO_ID
         mark = manifest.find(fields.OPEN_STEP_MARK, mark + _ID_DIGITS)
     finished = [span_id for span_id in span_ids if span_id]
-    if len(set(finished)) != len(finished):
+    if len(set(finished)) != len(finished) or not set(finished).isdisjoint(known):
         raise AttributeDecodeError("the manifest has a span id twice")
-    return span_ids
+    return [*known, *span_ids]
 
 
 def read_open_steps(attributes: Mapping[str, Value], count: int) -> list[Step]:

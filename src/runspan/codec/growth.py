@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -54,10 +54,21 @@ class Front:
         return cls(head, steps, size, digest)
 
 
+class Growth(NamedTuple):
+    """A revision that was proved from the one before."""
+
+    verified: VerifiedRun
+    front: Front
+    shared: int
+    """How many bytes at the front of the document the one before is known to have too."""
+    digest: bytes
+    """SHA-256 of the document."""
+
+
 def verify_growth(
     span: Span, arrived: Sequence[Span], before: Run, before_ids: Sequence[bytes], front: Front
-) -> tuple[VerifiedRun, Front] | None:
-    """Return the revision of a revision span, whose steps an earlier revision has or have arrived, and its front.
+) -> Growth | None:
+    """Return the revision of a revision span, whose steps an earlier revision has or have arrived.
 
     ``before``: the earlier revision, with its manifest ``before_ids`` and its ``front``.
 
@@ -73,7 +84,7 @@ def verify_growth(
         return None
     try:
         new = {step.span_id: decode_step(step, read_attributes(step)) for step in arrived}
-        manifest = read_manifest(attributes)
+        manifest = read_manifest(attributes, before_ids[: front.steps])
         if manifest is None:
             return None
         values = decode_members(attributes, fields.RUN_TABLE, span, has_end=False)
@@ -101,15 +112,18 @@ def verify_growth(
     if known:
         return None
     head = _head(envelope)
-    texts = [before.text[len(front.head) : front.size]] if kept else []
-    text = b"".join((head, b",".join([*texts, *map(step_text, rest)]), _END))
+    # Copied once, since there is one step more each time.
+    front_steps = memoryview(before.text)[len(front.head) : front.size if kept else len(front.head)]
+    comma = b"," if kept and rest else b""
+    text = b"".join((head, front_steps, comma, b",".join(map(step_text, rest)), _END))
     same = front if kept and head == front.head else None
     digest = sha256() if same is None else same.digest.copy()
     digest.update(text if same is None else text[same.size :])
     if digest.hexdigest() != attributes.get(fields.DIGEST):
         return None
     run = Run(replace(envelope, steps=[*stored[:kept], *rest]), text, plain)
-    return VerifiedRun(run, tenant, revision, manifest, span.start), Front.of(run, manifest, same)
+    verified = VerifiedRun(run, tenant, revision, manifest, span.start)
+    return Growth(verified, Front.of(run, manifest, same), 0 if same is None else same.size, digest.digest())
 
 
 def _steps(run: Run) -> list[Step]:

@@ -55,6 +55,8 @@ def read_request(body: bytes) -> ParsedRequest:
     if found is None:
         return read_protobuf(body)
     total, traces, contents, rows = found
+    if not rows:
+        return read_protobuf(body)
     try:
         resources = [Resource.FromString(content).SerializeToString(deterministic=True) for content in contents]
     except DecodeError:
@@ -63,8 +65,7 @@ def read_request(body: bytes) -> ParsedRequest:
     received = ParsedRequest(total=total)
     if len(runs) < traces:
         received = read_protobuf(body, without={run.trace_id for run in runs})
-    if runs:
-        received.runs, received.body = runs, body
+    received.runs, received.body = runs, body
     return received
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +21,7 @@ from runspan import encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.compression import _split
 from runspan.contracts import RunQuery
-from runspan.errors import StoreError
+from runspan.errors import StoreError, TraceIncomplete
 from runspan.model.document import Run
 from runspan.model.span import Span
 from runspan.model.timestamps import canonical_text
@@ -99,6 +100,52 @@ def test_each_version_is_read_as_it_was_sent(tmp_path: Path, reopen: bool) -> No
         assert list(store.find_damage()) == []
     assert store.stats().fragments == 0
     store.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_another_process_has_written_is_not_overwritten(tmp_path: Path, again: bool) -> None:
+    """Whether it is the next version, or one that this process gets too, whose own is older."""
+    runs = [growing(done) for done in range(6)]
+    versions = list(requests(runs))
+    with SqliteStore(tmp_path) as one, SqliteStore(tmp_path) as other:
+        for store, number in [(one, 0), (one, 1), (other, 2), (other, 3), *[(one, 2), (one, 3)] * again, (one, 4)]:
+            write_spans(store, versions[number])
+        assert one.document("r").text == other.document("r").text == runs[4].text
+        write_spans(other, versions[5])
+        assert one.document("r").text == runs[5].text
+        assert list(one.find_damage()) == []
+        assert one.stats().fragments == 0
+
+
+def test_a_run_that_was_deleted_does_not_grow(store: SqliteStore) -> None:
+    """What is new of its next version waits for the rest, as for any run that is not stored."""
+    runs = [growing(done) for done in range(4)]
+    *stored, last = requests(runs)
+    for spans in stored:
+        write_spans(store, spans)
+    store.purge([(sha256(runs[2].text).digest(), "r")])
+    write_spans(store, last)
+    with pytest.raises(TraceIncomplete):
+        store.document("r")
+    assert store.stats().fragments == len(last)
+    for spans in stored:
+        write_spans(store, spans)
+    assert store.document("r").text == runs[3].text
+    assert store.stats().fragments == 0
+
+
+def test_a_version_that_is_listed_as_before_leaves_most_indexes_alone(store: SqliteStore) -> None:
+    """Another status is found by lists, and only then are the indexes of statuses written."""
+    runs = [growing(1), growing(2), growing(3), growing(4, status="suspended"), growing(5, status="suspended")]
+    log, sizes = Path(f"{store.path}-wal"), []
+    for run, spans in zip(runs, requests(runs), strict=True):
+        before = log.stat().st_size
+        write_spans(store, spans)
+        sizes.append(log.stat().st_size - before)
+        for status in ("running", "suspended"):
+            assert ids(store.search(RunQuery(status=status))) == ["r"] * (status == run.status)
+    assert max(sizes[1], sizes[2], sizes[4]) < sizes[3]
+    assert list(store.find_damage()) == []
 
 
 def with_states(states: str, **members: Any) -> Run:

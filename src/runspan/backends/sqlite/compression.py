@@ -57,6 +57,8 @@ class Compression:
         self._decompressors: defaultdict[int, deque[zstandard.ZstdDecompressor]] = defaultdict(deque)
         """The idle contexts by dictionary id."""
         self._next_size = TRAINING_RUNS
+        self._next_look = 0
+        """After how many changes of the connection there may be so many."""
 
     def load(self, connection: sqlite3.Connection) -> None:
         """Add the store's dictionaries."""
@@ -78,18 +80,16 @@ class Compression:
         idle.append(compressor)
         return frame
 
-    def compress_growing(self, data: bytes, stable: int, before: bytes, before_frames: bytes) -> bytes:
-        """Return frames with this content, in place of those with the content ``before``.
+    def compress_growing(self, data: bytes, stable: int, before: bytes, shared: int) -> bytes:
+        """Return frames with this content.
 
         stable: how many bytes at the front the next content is likely to begin with.
-        before_frames: Empty if they are not known.
+        before: the frames of the one before, empty if they are not known.
+        shared: how many bytes at the front it has too.
         """
-        if data == before and before_frames:
-            return before_frames
-        first = _split(before_frames)[0]
+        first = _split(before)[0]
         size = zstandard.frame_content_size(first) if first else 0
-        tail = len(data) - size
-        if not (size >= _MIN_FIRST and 0 <= tail <= size // _TAIL_PART and data.startswith(before[:size])):
+        if not (_MIN_FIRST <= size <= shared and len(data) - size <= size // _TAIL_PART):
             if stable < _MIN_FIRST:
                 return self.compress(data)
             size, first = stable, self.compress(data[:stable])
@@ -122,11 +122,12 @@ class Compression:
 
     def is_due(self, connection: sqlite3.Connection) -> bool:
         """Return True once there are enough documents to train the dictionary, and again when they have doubled."""
-        if self._dictionaries:
+        if self._dictionaries or connection.total_changes < self._next_look:
             return False
         # Row ids only grow, so the highest is a cheap bound for the number of documents so far.
         highest: int = connection.execute("SELECT max(id) FROM runs").fetchone()[0] or 0
         if highest < self._next_size:
+            self._next_look = connection.total_changes + self._next_size - highest
             return False
         self._next_size = highest * 2
         return True

@@ -27,7 +27,6 @@ from runspan.backends.sqlite.queries import REVISION_ROLES, FragmentRow, RunRow,
 from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
     RecentRevisions,
-    RunColumns,
     StoredRevision,
     from_growth,
     from_row,
@@ -49,7 +48,7 @@ from runspan.backends.sqlite.waiting import (
 )
 from runspan.backends.sqlite.writer import GroupWriter
 from runspan.codec.decode import VerifiedRun, verify_run
-from runspan.codec.fields import DIGEST, ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
+from runspan.codec.fields import ROLE, ROLE_STEP, ROOT_REVISION, RUN_ID, STEP_COUNT, TENANT, observed_time
 from runspan.codec.growth import verify_growth
 from runspan.codec.revisions import (
     MAX_REVISION,
@@ -91,6 +90,8 @@ class _TraceSpans:
     """The row of the run, when the spans are exactly those of a complete run."""
     load_revision: Callable[[], StoredRevision] | None = None
     """Returns the same run as a revision."""
+    revisions: Sequence[Span] = ()
+    """The revision spans among the spans of a run that was not received as a whole."""
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -126,6 +127,8 @@ class _Changes:
     resource: bytes | None = None
     is_new: bool = False
     """Whether the row has the document that was written."""
+    is_listed: bool = False
+    """Whether the stored row is listed where this one is."""
     observation: tuple[int, int, int] | None = None
     """Revision, time of observation and of writing of an unfinished run that was observed again."""
     incomplete: tuple[tuple[str, ...], int, int] | None = None
@@ -293,7 +296,8 @@ class Ingester:
         others += chain.from_iterable(self.writer.submit_all(works, tenant))
         plans = {trace.trace_id: partial(self._plan_spans, request=request, trace=trace) for trace in others}
         rejected = [*received.rejected, *request.rejected]
-        for trace, changes in zip(others, self._change(tenant, plans), strict=True):
+        grown = partial(self._plan_recent, request, others)
+        for trace, changes in zip(others, self._change(tenant, plans, grown), strict=True):
             if changes.reason:
                 rejected.append(Rejection(f"trace {trace.trace_id.hex()}", changes.reason, trace.count))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
@@ -357,19 +361,24 @@ class Ingester:
         request.traces.append(_TraceSpans(trace_id, received.resource, count, spans, row, load))
 
     def _prepare_trace(self, request: _Request, trace_id: bytes, spans: list[Span], resource: bytes | None) -> None:
-        verified = None if _needs_others(spans) else _verify(spans)
+        roles = [_role(span) for span in spans]
+        revisions = [span for span, role in zip(spans, roles, strict=True) if role in REVISION_ROLES]
+        verified = None if _needs_others(revisions, len(spans)) else _verify(spans)
         is_complete = verified is not None and is_exact_match(verified, spans)
         if not is_complete:
             # Attempts, and roles that a newer version of runspan may write, are stored like foreign spans.
-            auxiliary = [span for span in spans if _role(span) not in _OWN_ROLES]
-            if auxiliary:
-                for span in auxiliary:
+            own: list[Span] = []
+            for span, role in zip(spans, roles, strict=True):
+                if role in _OWN_ROLES:
+                    own.append(span)
+                else:
                     self._prepare_foreign(request, _as_foreign(span, resource))
-                spans = [span for span in spans if _role(span) in _OWN_ROLES]
+            if len(own) < len(spans):
+                spans = own
                 is_complete = verified is not None and is_exact_match(verified, spans)
         if not spans:
             return
-        trace = _TraceSpans(trace_id, resource, len(spans), lambda: spans)
+        trace = _TraceSpans(trace_id, resource, len(spans), lambda: spans, revisions=revisions)
         if verified is not None and is_complete:
             reason = _tenant_refusal(verified.tenant, request.tenant) or _revision_refusal(verified.revision)
             reason = reason or _steps_refusal(len(verified.manifest), self.limits)
@@ -379,17 +388,17 @@ class Ingester:
                 trace.row = self._row(revision, request.now)
                 reason = self.retention.refusal(trace.row.ended)
         else:
-            reason = self._spans_refusal(spans, request.tenant)
+            reason = self._revisions_refusal(revisions, request.tenant)
         if reason:
             what = f"trace {trace_id.hex()}" if verified is None else f"run {verified.run.id}"
             request.rejected.append(Rejection(what, reason, len(spans)))
         else:
             request.traces.append(trace)
 
-    def _spans_refusal(self, spans: Sequence[Span], tenant: str) -> str | None:
-        """Return why spans are rejected: a revision span among them is of another tenant, of another trace id, or of
-        too many steps."""
-        for span in filter(is_revision_span, spans):
+    def _revisions_refusal(self, revisions: Sequence[Span], tenant: str) -> str | None:
+        """Return why the spans of a trace are rejected: a revision span among them is of another tenant, of another
+        trace id, or of too many steps."""
+        for span in revisions:
             attributes = span.attributes()
             reason = _tenant_refusal(attributes.get(TENANT, ""), tenant) or _revision_refusal(revision_of(attributes))
             steps = attributes.get(STEP_COUNT)
@@ -439,7 +448,11 @@ class Ingester:
         is_other_tenant = stored is not None and stored.tenant != tenant
         if trace.row is not None and waiting is None:
             self._plan_complete(connection, changes, request, trace, stored)
-        elif stored is not None and waiting is None and self._plan_growth(connection, changes, request, trace, stored):
+        elif (
+            stored is not None
+            and waiting is None
+            and self._plan_growth(changes, request, trace, stored, partial(self._read_undamaged, connection, stored))
+        ):
             pass
         elif is_other_tenant or (stored is None and can_wait(connection, trace_id, tenant, trace.spans, waiting)):
             changes.inserted = [queries.fragment_row(span, tenant, request.now) for span in trace.spans]
@@ -475,42 +488,62 @@ class Ingester:
         if is_newer:
             changes.row = _replacement(row, stored)
 
+    def _plan_recent(self, request: _Request, traces: Sequence[_TraceSpans]) -> Iterator[_Changes]:
+        """Yield what changes in runs that grow and whose rows are known, without reading them.
+
+        If a row has changed since, the transaction finds that, as for any other state.
+        """
+        for trace in traces:
+            recent = self.recent.get(trace.trace_id)
+            if trace.row is None and recent is not None:
+                stored, base = recent
+                changes = _Changes(trace.trace_id, request.tenant, _state(stored, None), resource=trace.resource)
+                if self._plan_growth(changes, request, trace, stored, partial(_itself, base)):
+                    yield changes
+
     def _plan_growth(
         self,
-        connection: sqlite3.Connection,
         changes: _Changes,
         request: _Request,
         trace: _TraceSpans,
         stored: StoredRow,
+        read: Callable[[], StoredRevision | None],
     ) -> bool:
         """Store the next revision of a run that has grown. Return False if the spans are not that.
 
         A run of hundreds of steps is sent with each of them, so most of what is stored already is not looked at again.
         """
-        revisions = [span for span in trace.spans if is_revision_span(span)]
-        if stored.tenant != changes.tenant or stored.incomplete or len(revisions) != 1:
+        if stored.tenant != changes.tenant or stored.incomplete or len(trace.revisions) != 1:
             return False
-        try:
-            base = self.read(connection, stored)
-        except StoreError:
+        base = read()
+        if base is None or not base.run.plain:
             return False
-        if not base.run.plain:
+        (revision,) = trace.revisions
+        arrived = [span for span in trace.spans if span is not revision]
+        found = verify_growth(revision, arrived, base.run, base.step_ids, base.front)
+        if found is None or found.verified.revision <= base.revision:
             return False
-        arrived = [span for span in trace.spans if span is not revisions[0]]
-        found = verify_growth(revisions[0], arrived, base.run, base.step_ids, base.front)
-        if found is None:
-            return False
-        verified, front = found
-        if verified.revision <= base.revision:
-            return False
-        text = verified.run.text
-        frames = self.compression.compress_growing(text, front.size, base.run.text, base.frames)
-        newest = from_growth(verified, front, frames)
+        run = found.verified.run
+        frames = base.frames if run == base.run else b""
+        frames = frames or self.compression.compress_growing(run.text, found.front.size, base.frames, found.shared)
+        newest = from_growth(found.verified, found.front, frames)
         changes.reason = self.retention.refusal(queries.retention_start(newest.run.envelope, request.now))
         if changes.reason is None:
-            digest = bytes.fromhex(str(revisions[0].attributes()[DIGEST]))
-            changes.row = row = self._row(newest, request.now, digest=digest)
-            self.recent.add(newest, RunColumns(row.revision, row.digest, row.step_ids, row.time))
+            row = self._row(newest, request.now, digest=found.digest)
+            if row.observed_at is not None and stored.observed_at is not None:
+                row = row._replace(observed_at=max(row.observed_at, stored.observed_at))
+            changes.row, changes.is_listed = row, _is_listed_as(newest, base)
+            stored = stored._replace(
+                revision=row.revision,
+                digest=row.digest,
+                document=row.document,
+                step_ids=row.step_ids,
+                time=row.time,
+                superseded=row.superseded,
+                written_at=row.written_at,
+                observed_at=row.observed_at,
+            )
+            self.recent.add(trace.trace_id, stored, newest)
         return True
 
     def _plan_merge(
@@ -595,14 +628,17 @@ class Ingester:
 
     # The transaction.
 
-    def _change(self, tenant: str, plans: Mapping[bytes, _Plan]) -> list[_Changes]:
+    def _change(
+        self, tenant: str, plans: Mapping[bytes, _Plan], plan_recent: Callable[[], Iterable[_Changes]] = list
+    ) -> list[_Changes]:
         """Prepare the changes of traces in this thread and make them; prepare those again that came too late.
 
+        plan_recent: prepares the changes of some of the traces from what was stored of them last.
         The locks of the traces keep the writers of this process from changing them. Those of others may, and then the
         changes are at last prepared in the transaction.
         """
-        made: dict[bytes, _Changes] = {}
         with self.locks.hold(plans):
+            made = {changes.trace_id: changes for changes in self._make(list(plan_recent()), tenant)}
             for _ in range(_ATTEMPTS):
                 if len(made) == len(plans):
                     break
@@ -673,7 +709,11 @@ class Ingester:
             if changes.row is not None:
                 resource = changes.resource
                 resource_id = None if resource is None else queries.insert_resource(connection, resource)
-                queries.upsert_runs(connection, [changes.row._replace(resource_id=resource_id)])
+                row = changes.row._replace(resource_id=resource_id)
+                if changes.is_listed:
+                    queries.update_run(connection, row)
+                else:
+                    queries.upsert_runs(connection, [row])
             if changes.incomplete is not None:
                 queries.update_incomplete(connection, trace_id, *changes.incomplete)
         if changes.deleted:
@@ -753,10 +793,10 @@ def _written_state(stored: StoredRevision) -> WrittenState:
     return WrittenState(stored.revision, latest_time(stored.run.envelope), stored.run.finished)
 
 
-def _needs_others(spans: Sequence[Span]) -> bool:
-    """Return whether the only revision among these spans has many more steps than they are, so that they prove none."""
-    counts = [span.attributes().get(STEP_COUNT) for span in spans if is_revision_span(span)]
-    return len(counts) == 1 and type(counts[0]) is int and counts[0] > 2 * len(spans) + _FEW_OPEN
+def _needs_others(revisions: Sequence[Span], spans: int) -> bool:
+    """Return whether the only revision among so many spans has many more steps, so that they prove none."""
+    counts = [span.attributes().get(STEP_COUNT) for span in revisions]
+    return len(counts) == 1 and type(counts[0]) is int and counts[0] > 2 * spans + _FEW_OPEN
 
 
 def _verify(spans: Sequence[Span]) -> VerifiedRun | None:
@@ -805,6 +845,15 @@ def _as_foreign(span: Span, resource: bytes | None) -> ForeignSpan:
 def _is_same_content(one: StoredRevision, other: StoredRevision) -> bool:
     """Return whether two revisions have the same document, and the same span ids of its steps."""
     return (one.run, one.tenant, one.time, one.step_ids) == (other.run, other.tenant, other.time, other.step_ids)
+
+
+def _itself(revision: StoredRevision) -> StoredRevision:
+    return revision
+
+
+def _is_listed_as(one: StoredRevision, other: StoredRevision) -> bool:
+    """Return whether lists have two revisions of a run at the same place, whatever they are filtered by."""
+    return (one.time, one.run.status, one.run.workflow_id) == (other.time, other.run.status, other.run.workflow_id)
 
 
 def _ranks_above(row: RunRow, stored: StoredRow) -> bool:

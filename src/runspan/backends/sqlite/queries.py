@@ -272,6 +272,12 @@ _ON_CONFLICT: Final = f"""
     ON CONFLICT (trace_id) DO UPDATE SET {_UPDATES},
     observed_at = iif(excluded.observed_at < runs.observed_at, runs.observed_at, excluded.observed_at)
 """
+_LISTED: Final = RunRow._fields.index("ended")
+"""The first columns of a run, which say whose it is and where lists have it: several indexes have these alone."""
+_UPDATE: Final = f"""
+    UPDATE runs SET {", ".join(f"{name} = ?" for name in (*RunRow._fields[_LISTED:], "row_checksum"))}
+    WHERE trace_id = ?
+"""  # noqa: S608 constants
 _ROWS: Final = 500
 """Rows of one statement, at most 32 values each: SQLite takes 32766."""
 
@@ -294,6 +300,11 @@ def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
     _insert(
         connection, f"INTO runs ({_COLUMNS}, row_checksum)", [(*row, run_checksum(row)) for row in rows], _ON_CONFLICT
     )
+
+
+def update_run(connection: sqlite3.Connection, row: RunRow) -> None:
+    """Write the other columns of a stored run that is listed as before: most of the indexes stay as they are."""
+    connection.execute(_UPDATE, (*row[_LISTED:], run_checksum(row), row.trace_id))
 
 
 def update_observation(
@@ -358,9 +369,10 @@ def stored_head(connection: sqlite3.Connection, trace_id: bytes) -> StoredHead |
 
 def insert_resource(connection: sqlite3.Connection, content: bytes) -> int:
     """Return the id of a resource, which is stored once."""
-    connection.execute("INSERT OR IGNORE INTO resources (content) VALUES (?)", (content,))
-    row: tuple[int] = connection.execute("SELECT id FROM resources WHERE content = ?", (content,)).fetchone()
-    return row[0]
+    row: tuple[int] | None = connection.execute("SELECT id FROM resources WHERE content = ?", (content,)).fetchone()
+    if row is not None:
+        return row[0]
+    return connection.execute("INSERT INTO resources (content) VALUES (?)", (content,)).lastrowid or 0
 
 
 # Fragments.

@@ -18,7 +18,7 @@ from hashlib import sha256
 from threading import Lock
 from typing import Final, NamedTuple
 
-from runspan.backends.sqlite.queries import REVISION_ROLES
+from runspan.backends.sqlite.queries import REVISION_ROLES, StoredRow
 from runspan.codec import fields
 from runspan.codec.attributes import AttributeDecodeError, decode_step, decode_text, read_attributes, step_template
 from runspan.codec.decode import VerifiedRun, verify_run
@@ -32,15 +32,6 @@ _RECENT_BYTES: Final = 16 << 20
 _ID_BYTES = 8
 _NO_ID = bytes(_ID_BYTES)
 """In the column ``step_ids``: a step without a span. No span has this id."""
-
-
-class RunColumns(NamedTuple):
-    """The columns of a run that its revision follows from; the digest stands for the document."""
-
-    revision: int
-    digest: bytes
-    step_ids: bytes | None
-    time: int
 
 
 @dataclass(frozen=True)
@@ -109,28 +100,27 @@ class RecentRevisions:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._found: dict[tuple[str, str], tuple[StoredRevision, RunColumns]] = {}
-        """By tenant and run id, in the order in which they were added."""
+        self._found: dict[bytes, tuple[StoredRow, StoredRevision]] = {}
+        """By trace id, in the order in which they were added."""
         self._bytes = 0
 
-    def get(self, tenant: str, run_id: str, columns: RunColumns) -> StoredRevision | None:
-        """Return the revision that these columns gave, None if it is not kept."""
+    def get(self, trace_id: bytes) -> tuple[StoredRow, StoredRevision] | None:
+        """Return the row of a run as it was read or written last, and its revision; None if they are not kept."""
         with self._lock:
-            revision, found = self._found.get((tenant, run_id), (None, None))
-            return revision if found == columns else None
+            return self._found.get(trace_id)
 
-    def add(self, revision: StoredRevision, columns: RunColumns) -> None:
+    def add(self, trace_id: bytes, row: StoredRow, revision: StoredRevision) -> None:
         """Keep the revision of a run in place of an earlier one."""
         with self._lock:
-            self._remove((revision.tenant, revision.run.id))
+            self._remove(trace_id)
             if revision.revision < fields.ROOT_REVISION:
-                self._found[revision.tenant, revision.run.id] = revision, columns
+                self._found[trace_id] = row, revision
                 self._bytes += len(revision.run.text) + len(revision.frames)
             while self._bytes > _RECENT_BYTES:
                 self._remove(next(iter(self._found)))
 
-    def _remove(self, key: tuple[str, str]) -> None:
-        revision, _ = self._found.pop(key, (None, None))
+    def _remove(self, trace_id: bytes) -> None:
+        _, revision = self._found.pop(trace_id, (None, None))
         self._bytes -= 0 if revision is None else len(revision.run.text) + len(revision.frames)
 
 

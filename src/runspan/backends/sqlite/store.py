@@ -28,7 +28,6 @@ from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
 from runspan.backends.sqlite.revision import (
     RecentRevisions,
-    RunColumns,
     StoredRevision,
     from_row,
     iter_spans,
@@ -615,9 +614,9 @@ class SqliteStore:
 
     def _revision(self, connection: sqlite3.Connection, stored: StoredRow) -> StoredRevision:
         """Return the revision of a stored run. Raise StoreError when its columns do not fit together."""
-        columns = RunColumns(stored.revision, stored.digest, stored.step_ids, stored.time)
-        recent = self._recent.get(stored.tenant, stored.run_id, columns)
-        if recent is not None:
+        trace_id = run_ids(stored.run_id, stored.tenant).trace_id
+        row, recent = self._recent.get(trace_id) or (None, None)
+        if recent is not None and row == stored:
             return recent
         run = Run.from_json(self._content(connection, stored.document, "run", f"run {stored.run_id}"))
         try:
@@ -630,7 +629,7 @@ class SqliteStore:
                 got=str(error),
                 hint="set it aside with `runspan check --set-aside`, then export the run again",
             ) from None
-        self._recent.add(revision, columns)
+        self._recent.add(trace_id, stored, revision)
         return revision
 
     def _fragment(self, connection: sqlite3.Connection, kind: int, content: bytes) -> list[Span]:

@@ -66,6 +66,8 @@ class GroupWriter:
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the first read creates the write-ahead log
         self._files = _identities(path)
         self._reserve = Reserve(path)
+        self._held = (0, 0)
+        """How many pages the database had when the reserve was last given its size, and that size."""
         self._page_size: int = connection.execute("PRAGMA page_size").fetchone()[0]
         self._failed = False
         self.is_full = False
@@ -302,13 +304,16 @@ class GroupWriter:
 
         That is what the log will append to the database, and what a deletion adds to the log: each page at most once.
         """
-        self.check_files()
         pages = self._connection.execute("PRAGMA page_count").fetchone()[0]
+        if (pages, self._reserve_bytes()) == self._held:
+            return  # what the log will append since then is less, if anything
+        self.check_files()
         growth = max(0, pages * self._page_size - os.stat(self._path).st_size)
         deletion = min(DELETION_BYTES, pages * (self._page_size + FRAME_HEADER))
         required = -(-(growth + deletion) // STEP) * STEP
         if not required <= self._reserve_bytes() <= required + _RESERVE_SLACK:
             self._reserve.resize(required)
+        self._held = pages, self._reserve_bytes()
 
     def _reserve_bytes(self) -> int:
         try:
