@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -30,7 +29,7 @@ from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources.files import parse
 from runspan.sources.splitter import RawDocument, RawLines, flatten
-from runspan.system import HANGUP, signals_blocked
+from runspan.system import HANGUP, can_fork, signals_blocked
 
 SHARE_BYTES: Final = 512 << 10
 """Bytes of documents after which a share is complete."""
@@ -212,8 +211,7 @@ class _WorkerProcess:
     def __init__(self, shares: _Shares, others: Iterable[_WorkerProcess]) -> None:
         self.report = ExportReport()
         self.last_error = ""
-        # A thread may hold a lock that its copy in a forked process never releases; libraries of macOS have threads.
-        forks = sys.platform == "linux" and threading.active_count() == 1
+        forks = can_fork()
         context: Any = get_context("fork" if forks else "spawn")  # the type of either has no Process
         self.connection, theirs = Pipe()
         # No pipe ends while a forked process has a copy of this end.

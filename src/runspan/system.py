@@ -1,4 +1,4 @@
-"""What Linux, macOS and Windows do differently: locks, writing to the disk, open files, users and signals.
+"""What Linux, macOS and Windows do differently: locks, writing to the disk, open files, processes, users and signals.
 
 Windows has what the library and its deliveries need. It has no lock that several processes share, it neither writes a
 folder to the disk nor moves a file that is open, and its file modes keep no other user out. Whatever relies on one of
@@ -13,6 +13,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -153,6 +154,14 @@ def share_heaps() -> None:
 
         with suppress(OSError, AttributeError):  # no glibc
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+
+
+def can_fork() -> bool:
+    """Return whether a forked process works: on Linux, before this one has a second thread.
+
+    Another thread may hold a lock that its copy in the forked process never releases; libraries of macOS have threads.
+    """
+    return sys.platform == "linux" and threading.active_count() == 1
 
 
 def user_name() -> str:
