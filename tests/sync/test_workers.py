@@ -151,6 +151,18 @@ def test_a_number_has_one_worker(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_to_a_state_file_is_the_same_file(tmp_path: Path) -> None:
+    """Whoever opens it by another name has another number, and does not take what is leased."""
+    (tmp_path / "link").symlink_to(tmp_path / "cp")
+    with closing(Checkpoint(tmp_path / "link", BINDING)) as one:
+        fill(one)
+        assert len(one.due_runs(BACKLOG, 100)) == 12
+        one.commit()
+        with closing(Checkpoint(tmp_path / "cp", BINDING)) as two:
+            assert two.has_other_workers
+            assert not two.due_runs(BACKLOG, 100)
+
+
 def test_workers_have_one_budget_for_each_key(tmp_path: Path) -> None:
     """Threads of two workers get no more than one alone, a restarted one nothing anew, another key its own."""
     path = tmp_path / "cp"
