@@ -13,7 +13,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from runspan.delivery import DeadLetters
+from runspan.model.timestamps import SECOND
+from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import Checkpoint, Due, TrackedRun, TrackState, sync_binding
+from runspan.sync.context import HOUR, ListFilter, SyncConfig, SyncContext
+from runspan.sync.list_crawler import ListCrawler
 from runspan.sync.request_budget import RequestBudget, account_of
 from runspan.sync.worker_lock import WorkerLock
 from support.cli import WAIT, Running, running, runspan
@@ -249,6 +254,50 @@ def test_resend_is_for_one_sync_alone(tmp_path: Path, source: LocalServer, targe
     with closing(Checkpoint(tmp_path / "cp", binding)):
         args = ("sync", source.url, "--endpoint", target.url, "--state-file", tmp_path / "cp", "--resend", "1h")
         assert "stop the others" in runspan(*args, code=2).stderr
+
+
+def test_a_list_counts_as_read_by_a_scan_that_started_later(tmp_path: Path) -> None:
+    """A sync that ends relies on the worker that reads the lists, once that has read each of them anew to its end."""
+    filters = tuple(map(ListFilter, "ab"))
+    now = [HOUR]
+    began: list[str] = []
+    with DeadLetters(str(tmp_path / "letters")) as letters, ExitStack() as stack:
+        checkpoints = workers(tmp_path / "cp", 2, stack)
+
+        def crawler(checkpoint: Checkpoint, config: SyncConfig) -> ListCrawler:
+            clock = {"clock": lambda: now[0], "monotonic": lambda: now[0]}
+            return ListCrawler(SyncContext(config, checkpoint, dead_letters=letters, log=print, **clock))
+
+        def read_page(cursor: str | None = None) -> None:
+            scan = reader.next_scan(now[0], has_backlog=bool)
+            assert scan is not None
+            if scan.cursor is None:
+                began.append(scan.filter.name)
+            item = RunListItem(f"{scan.filter.name} {scan.pages}", now[0], b"", "wf")
+            assert reader.add_page(scan, RunListPage((item,), cursor)) is None
+            checkpoints[0].commit()
+            now[0] += SECOND
+
+        def is_done() -> bool:
+            assert second.next_scan(now[0], has_backlog=bool) is None
+            checkpoints[1].commit()
+            return second.done
+
+        reader = crawler(checkpoints[0], SyncConfig(filters, follow=True, poll=2 * SECOND))
+        for _ in filters:
+            read_page()
+        read_page("c")
+        second = crawler(checkpoints[1], SyncConfig(filters))
+        began.clear()
+        assert not is_done()
+        read_page()
+        assert not is_done(), "it started before"
+        for _ in range(9):
+            read_page()
+            if is_done():
+                break
+        assert second.done
+        assert set(began) == {"/a", "/b"}
 
 
 def workers_of(receiver: Receiver) -> dict[str, list[str]]:

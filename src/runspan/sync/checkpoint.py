@@ -139,6 +139,8 @@ class ListPosition:
     edge: int = 0
     full_newest: int = 0
     cursor: str | None = None
+    after_page: int = 0
+    """How many pages of lists had ever been read when the last scan started that was read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +368,7 @@ class Checkpoint(StateFile):
     def save_list_position(self, filter_name: str, position: ListPosition) -> None:
         """Store how far the list of a filter was read."""
         values = (filter_name, *astuple(position))
-        self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _due_workflows(self, due: Due) -> list[tuple[int, str]]:
         """Return this worker's share of the workflows with due runs, as (``Due.order`` of the first run, workflow)."""
