@@ -13,7 +13,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from runspan.delivery import DeadLetters
+from runspan.errors import StoreError
 from runspan.model.timestamps import SECOND
 from runspan.platform_api.schema import RunListItem, RunListPage
 from runspan.sync.checkpoint import Checkpoint, Due, TrackedRun, TrackState, sync_binding
@@ -152,6 +155,18 @@ def test_a_number_has_one_worker(tmp_path: Path) -> None:
         lock.close()
         lock.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_keeps_no_number(tmp_path: Path) -> None:
+    """A sync that follows opens it again and again."""
+    path = tmp_path / "cp"
+    Checkpoint(path, BINDING).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP TABLE runs")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no such table"):
+            Checkpoint(path, BINDING)
+        assert not list(tmp_path.glob("*.worker-*"))
 
 
 def test_a_link_to_a_state_file_is_the_same_file(tmp_path: Path) -> None:

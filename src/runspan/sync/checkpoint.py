@@ -186,14 +186,14 @@ class Checkpoint(StateFile):
         self._known_workflows: set[str] = set()
         self._counted_at = 0.0
         # A worker waits for the longest transaction of another one, such as that of ``resend`` for a million runs.
+        self.counts: Counter[TrackState] = Counter()
+        """How many runs have each state."""
         try:
             super().__init__(path, SCHEMA, binding, exclusive=False, pragmas=("busy_timeout = 60000",))
+            self.recount()
         except BaseException:
             self._worker.close()
             raise
-        self.counts: Counter[TrackState] = Counter()
-        """How many runs have each state."""
-        self.recount()
 
     def recount(self, *, max_age: float = 0.0) -> None:
         """Update ``counts`` by what other workers have changed, if that was done more than ``max_age`` seconds ago."""
