@@ -19,7 +19,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from runspan import Run
 from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.delivery.config import exporter_config
-from runspan.errors import TraceIncomplete
+from runspan.delivery.transport import Retryable
+from runspan.errors import BackendTimeout, TraceIncomplete
 from runspan.forward import MAX_REQUEST, Forwarder
 from runspan.model.span import run_ids
 from runspan.otlp.json import write_json
@@ -159,6 +160,41 @@ def test_a_correction_ranks_above_an_end_that_was_sent_over_otlp_and_cannot_be_r
             forwarder.put(Run.from_dict(document(output=2)), observed_at=NOW)
         assert target.get("/api/v1/runs/run_1").json()["data"]["output"] == 2
         assert not store.document("run_1").conflict
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_correction_ranks_above_an_end_that_may_have_arrived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """A response was lost. The next document is returned and no conflict, whichever digest is higher. An unfinished one
+    ranks below the end that arrived, and is stored if none did."""
+    with receiver(tmp_path / "store") as (target, store):
+        forwarder = Forwarder(Blind(store), exporter_config({}, endpoint=str(target.base_url)))
+        send = forwarder._transport.send
+
+        def lost(*args: Any) -> Retryable:
+            if arrives:
+                send(*args)
+            return Retryable("the response was lost", timed_out=True)
+
+        def put(run: dict[str, Any]) -> None:
+            forwarder.put(Run.from_dict(run), observed_at=NOW)
+
+        with closing(forwarder):
+            for run_id in "abcdefgh":
+                end = document(run_id)
+                unfinished = document(run_id, status="running", completedAt=None)
+                with monkeypatch.context() as context:
+                    context.setattr(forwarder._transport, "send", lost)
+                    with pytest.raises(BackendTimeout):
+                        put(end)
+                put(unfinished)
+                assert store.document(run_id).text == Run.from_dict(end if arrives else unfinished).text
+                for output in range(2):
+                    corrected = document(run_id, output=output)
+                    put(corrected)
+                    found = store.document(run_id)
+                    assert (found.text, found.conflict) == (Run.from_dict(corrected).text, ())
 
 
 def test_what_the_receiver_rejects_counts_for_no_revision(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ def test_a_signal_ends_it_with_its_report_and_130(tmp_path: Path, number: int) -
 
 @pytest.mark.parametrize("victim", ["worker", "parent"])
 def test_a_process_that_is_killed(tmp_path: Path, victim: str) -> None:
-    """Documents of a killed worker are reported as without a response; if the parent is killed, the workers end."""
+    """Documents of a killed worker are reported as without a response, and that they are not among the dead letters; if
+    the parent is killed, the workers end."""
     path = write_ndjson(tmp_path / "runs.ndjson", large())
     stuck, leave = threading.Event(), threading.Event()
 
@@ -180,7 +181,7 @@ def test_a_process_that_is_killed(tmp_path: Path, victim: str) -> None:
             assert child.process.wait(60) == 1
             child.read_to_the_end()
     output = "".join(child.lines)
-    assert "stopped: a worker process ended with exit code -9" in output
+    assert "stopped: a worker process ended with exit code -9: export all of the input again" in output
     assert re.search(r"^[1-9][\d,]* runs without a response", output, re.MULTILINE)
 
 

@@ -10,7 +10,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from threading import BoundedSemaphore, Lock
@@ -83,10 +83,13 @@ CONCURRENCY: Final = 8
 PLACE_SECONDS: Final = 2.0
 """How long a request waits for one of these places, at most."""
 _MAX_RECENT: Final = 10_000
-"""Runs of which the newest revision that was acknowledged is remembered until it can surely be read back."""
+"""Runs of which the newest revision that was acknowledged is remembered until it can surely be read back, and as many
+of which one may have arrived."""
 _LOCKS: Final = 256
 _MAX_SHOWN: Final = 200
 """Characters of a value in a message."""
+_BUSY: Final = (429, 503)
+"""The statuses of a request that was not taken. After any other failure it may have been."""
 _FRAME_BYTES: Final = 16
 """At most so many are around each message in a request."""
 
@@ -138,6 +141,8 @@ class Forwarder:
         self._transport = HttpTransport(config, connections=concurrency)
         self._places = BoundedSemaphore(concurrency)
         self._recent: OrderedDict[bytes, _Newest] = OrderedDict()
+        self._unanswered: OrderedDict[bytes, _Newest] = OrderedDict()
+        """What may have arrived."""
         self._guard = Lock()
         self._locks = [Lock() for _ in range(_LOCKS)]
 
@@ -158,7 +163,7 @@ class Forwarder:
         headers = self._tenant_headers(tenant)
         digest = sha256(run.text).hexdigest()
         with self._turn(trace_id):
-            newest = self._newest(trace_id, run.id, tenant)
+            newest = self._newest(trace_id, run, tenant)
             ranked = _rank(run, digest, newest, observed_at)
             if ranked is None:
                 return WriteResult(1 + len(run.steps), changed=False)
@@ -169,6 +174,9 @@ class Forwarder:
             batch = Batch(self._resource, (encoded,))
             with self._place():
                 result = batch.send(lambda part: self._transport.send(part.body(), headers), MAX_BYTES)
+            pushed = _pushed(run, digest, *ranked)
+            if isinstance(result, Retryable) and result.status not in _BUSY:
+                self._remember({trace_id: replace(pushed, state=_unknown_state)}, self._unanswered)
             rejected = self._rejected(result)
             if rejected:
                 raise BackendRefused(
@@ -176,7 +184,7 @@ class Forwarder:
                     expected=f"all {batch.spans} spans of run {run.id} accepted",
                     got=f"{rejected[0].spans} rejected: {rejected[0].reason}",
                 )
-            self._remember({trace_id: _pushed(run, digest, *ranked)})
+            self._remember({trace_id: pushed}, self._recent)
         return WriteResult(batch.spans)
 
     @contextmanager
@@ -190,11 +198,15 @@ class Forwarder:
         finally:
             lock.release()
 
-    def _newest(self, trace_id: bytes, run_id: str, tenant: str) -> _Newest | None:
-        """Return the newest revision: what was sent through here may not be readable yet."""
+    def _newest(self, trace_id: bytes, run: Run, tenant: str) -> _Newest | None:
+        """Return the newest revision: what was sent through here may not be readable yet.
+
+        An end is ranked above what may have arrived too. An unfinished document need not wait for that.
+        """
         with self._guard:
             recent = self._recent.get(trace_id)
-        return max(filter(None, (recent, self._read_newest(run_id, tenant))), key=_order, default=None)
+            unanswered = self._unanswered.get(trace_id) if run.finished else None
+        return max(filter(None, (recent, unanswered, self._read_newest(run.id, tenant))), key=_order, default=None)
 
     def _read_newest(self, run_id: str, tenant: str) -> _Newest | None:
         try:
@@ -204,15 +216,15 @@ class Forwarder:
         state = partial(_stored_state, spans)
         return max(filter(None, (_newest_of(span, state) for span in spans)), key=_order, default=None)
 
-    def _remember(self, acknowledged: Mapping[bytes, _Newest]) -> None:
+    def _remember(self, sent: Mapping[bytes, _Newest], memory: OrderedDict[bytes, _Newest]) -> None:
         """Remember revisions by trace id, where they are the newest."""
         with self._guard:
-            for trace_id, newest in acknowledged.items():
-                recent = self._recent.get(trace_id)
-                self._recent[trace_id] = newest if recent is None else max(newest, recent, key=_order)
-                self._recent.move_to_end(trace_id)
-            while len(self._recent) > _MAX_RECENT:
-                self._recent.popitem(last=False)
+            for trace_id, newest in sent.items():
+                before = memory.get(trace_id)
+                memory[trace_id] = newest if before is None else max(newest, before, key=_order)
+                memory.move_to_end(trace_id)
+            while len(memory) > _MAX_RECENT:
+                memory.popitem(last=False)
 
     # OTLP.
 
@@ -241,7 +253,8 @@ class Forwarder:
                 for part in parts:
                     rejected += self._rejected(self._transport.send(part, headers))
             if len(rejected) == refused:
-                self._remember({trace_id: newest for trace_id, newest in runs.items() if newest is not None})
+                acknowledged = {trace_id: newest for trace_id, newest in runs.items() if newest is not None}
+                self._remember(acknowledged, self._recent)
         return WriteResult(total - sum(item.spans for item in rejected), tuple(rejected))
 
     @property
@@ -283,7 +296,7 @@ class Forwarder:
                 raise self._refused(reason, scope)
 
     def _retryable(self, reason: str, delay: float | None, status: int | None, timed_out: bool) -> BackendError:
-        if status in (429, 503):
+        if status in _BUSY:
             return BackendBusy(reason, where=self.name, retry_after=delay, hint="retry later")
         expected = "a response" if status is not None else f"a response within {self._config.timeout:g} seconds"
         if timed_out:
@@ -319,7 +332,7 @@ def _newest_of(span: Span, state: Callable[[], WrittenState]) -> _Newest | None:
 
 def _order(newest: _Newest) -> tuple[int, bool, str]:
     """Return what is highest for the newest revision, and for the one of two ends that ``verify_run`` returns."""
-    return newest.revision, newest.state is not _unread_state, newest.digest
+    return newest.revision, newest.state not in (_unread_state, _unknown_state), newest.digest
 
 
 def _rank(run: Run, digest: str, newest: _Newest | None, observed_at: int) -> tuple[int, int] | None:
@@ -349,6 +362,10 @@ def _unread_state() -> WrittenState:
         "the end of the run was forwarded and cannot be read yet, so an unfinished document cannot be ranked",
         hint="retry later",
     )
+
+
+def _unknown_state() -> WrittenState:
+    raise AssertionError("only a document with an end is ranked above what may not have arrived")
 
 
 def _stored_state(spans: list[Span]) -> WrittenState:

@@ -263,7 +263,8 @@ class _WorkerProcess:
         self._process.join(_GRACE)
         report = self.report
         settled = report.runs_accepted + report.runs_rejected + report.runs_not_sent + report.documents_refused
-        stopped = report.stopped or f"a worker process ended with exit code {self._process.exitcode}"
+        died = f"a worker process ended with exit code {self._process.exitcode}"
+        stopped = report.stopped or f"{died}: export all of the input again, since the dead letters lack what it had"
         self.report = replace(report, runs_pending=self._given - settled, stopped=stopped)
 
     def _send(self, message: object) -> None:

@@ -36,7 +36,7 @@ def tracked_run() -> TrackedRun:
 
 def test_everything_comes_back(tmp_path: Path) -> None:
     """Each field of a run, and how far the list was read."""
-    position = ListPosition(1, 2, 3, 4, 5, "cursor")
+    position = ListPosition(1, 2, 3, 4, 5, "cursor", 6)
     with opened(tmp_path / "cp") as checkpoint:
         save(checkpoint, tracked_run())
         checkpoint.save_list_position("/", position)

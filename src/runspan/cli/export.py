@@ -75,7 +75,7 @@ _NOT_WITH_WATCH: Final = ("dead_letter", "correct", "dry_run", "as_json")
     most=64,
     default=1,
     help="Number of processes that encode and send, each with its own requests in flight. Several are for large files "
-    "and idle cores; each takes up to 150 MB.",
+    "and idle cores; each takes up to 150 MB. If one is killed, the export stops, and has to be done again.",
 )
 @options.option(
     "--correct",

@@ -139,6 +139,8 @@ class ListPosition:
     edge: int = 0
     full_newest: int = 0
     cursor: str | None = None
+    after_page: int = 0
+    """How many pages of lists had ever been read when the last scan started that was read to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +186,14 @@ class Checkpoint(StateFile):
         self._known_workflows: set[str] = set()
         self._counted_at = 0.0
         # A worker waits for the longest transaction of another one, such as that of ``resend`` for a million runs.
+        self.counts: Counter[TrackState] = Counter()
+        """How many runs have each state."""
         try:
             super().__init__(path, SCHEMA, binding, exclusive=False, pragmas=("busy_timeout = 60000",))
+            self.recount()
         except BaseException:
             self._worker.close()
             raise
-        self.counts: Counter[TrackState] = Counter()
-        """How many runs have each state."""
-        self.recount()
 
     def recount(self, *, max_age: float = 0.0) -> None:
         """Update ``counts`` by what other workers have changed, if that was done more than ``max_age`` seconds ago."""
@@ -366,7 +368,7 @@ class Checkpoint(StateFile):
     def save_list_position(self, filter_name: str, position: ListPosition) -> None:
         """Store how far the list of a filter was read."""
         values = (filter_name, *astuple(position))
-        self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _due_workflows(self, due: Due) -> list[tuple[int, str]]:
         """Return this worker's share of the workflows with due runs, as (``Due.order`` of the first run, workflow)."""

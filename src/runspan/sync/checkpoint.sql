@@ -5,7 +5,8 @@ CREATE TABLE list_positions (
     full_ended INTEGER NOT NULL,
     edge INTEGER NOT NULL,
     full_newest INTEGER NOT NULL,
-    cursor TEXT
+    cursor TEXT,
+    after_page INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE runs (

@@ -45,6 +45,8 @@ class ListScan:
     """In nanoseconds since 1970."""
     cursor: str | None = None
     """Of the next page; None for the first."""
+    after_page: int = 0
+    """How many pages had ever been read when it started; 0 if it resumes another one."""
     newest: int = 0
     """The highest sort time on the first page; 0 before it was read."""
     since: str | None = None
@@ -211,12 +213,14 @@ class ListCrawler:
             self._lease_at = now + _LEASE_EVERY
             self._has_lease = context.checkpoint.lease_lists()
             self._load()
-            if not self._config.follow and context.checkpoint.pages[0] > self._pages_before:
-                # Another worker, which may go on for ever, has read them for this sync too.
-                complete = {
-                    each for each, at in self._positions.items() if at.full_ended and at.full_ended >= at.full_started
+            if not self._config.follow:
+                # Another worker, which may go on for ever, has read them for this sync too, in a scan that started
+                # later: after a page that was read later.
+                self._unread -= {
+                    each
+                    for each, at in self._positions.items()
+                    if at.after_page > self._pages_before and at.full_ended >= at.full_started
                 }
-                self._unread -= complete
         return self._has_lease
 
     def _load(self) -> None:
@@ -302,6 +306,7 @@ class ListCrawler:
             position.edge,
             full=True,
             started=position.full_started,
+            after_page=0 if position.cursor else checkpoint.pages[0],
             cursor=position.cursor,
             newest=position.full_newest,
             since=since_parameter(position.edge, now),
@@ -312,7 +317,8 @@ class ListCrawler:
         edge = max(0, min(newest, now) - self._config.overlap)
         # If the newest run is ahead of this clock, one of the two clocks was wrong, and a window could start too late.
         since = since_parameter(edge, now) if newest <= now + CLOCK_SKEW else None
-        return ListScan(each, edge, full=False, started=now, since=since)
+        pages, _ = self._context.checkpoint.pages
+        return ListScan(each, edge, full=False, started=now, after_page=pages, since=since)
 
     def _newest(self, each: ListFilter) -> int:
         """Return the time until which all runs are tracked, or will be after the current full scan."""
@@ -324,6 +330,7 @@ class ListCrawler:
         position = self._positions[each]
         self._context.counts.scans += 1
         self._read_at[each] = monotonic
+        position.after_page = max(position.after_page, scan.after_page)
         if scan.full:
             del self._full_scans[each]
             self._full_read_at[each] = monotonic

@@ -16,6 +16,9 @@ from runspan.sync.checkpoint import SCHEMA
 _SLOTS: Final = 10
 """Parts of a second in which requests are counted together."""
 
+_KEPT: Final = 60 * _SLOTS
+"""Slots for which requests are kept: the longest window, and the longest wait for the lock of the file."""
+
 _WHERE: Final = "FROM requests WHERE account = ? AND slot BETWEEN ? AND ?"
 _TAKE: Final = (
     f"INSERT INTO requests SELECT ?, ?, 1 WHERE (SELECT coalesce(sum(count), 0) {_WHERE}) < ? "
@@ -50,6 +53,8 @@ class RequestBudget(RateLimiter):
         self._account = account
         self._wall_clock = wall_clock
         self._opening = threading.Lock()
+        self._swept_at = 0
+        """The slot in which this last deleted what is not kept."""
         self._database: SharedDatabase | None = None
 
     def close(self) -> None:
@@ -69,9 +74,11 @@ class RequestBudget(RateLimiter):
         execute = self._database.execute
         slot = int(self._wall_clock() * _SLOTS)
         begin = slot - int(window * _SLOTS)
-        if execute(_TAKE, self._account, slot, self._account, begin, slot, limit):
+        latest = slot + _KEPT  # others have counted since this slot was computed; later ones are of a clock set back
+        if abs(slot - self._swept_at) >= _KEPT:
+            self._swept_at = slot
+            execute("DELETE FROM requests WHERE slot NOT BETWEEN ? AND ?", slot - _KEPT, latest)
+        if execute(_TAKE, self._account, slot, self._account, begin, latest, limit):
             return 0.0
-        # Slots of the future are of a clock that was set back.
-        execute("DELETE FROM requests WHERE slot NOT BETWEEN ? AND ?", begin, slot)
-        first = execute(_FIRST, self._account, begin, slot)[0][0]
+        first = execute(_FIRST, self._account, begin, latest)[0][0]
         return float((slot if first is None else first) + 1 - begin) / _SLOTS

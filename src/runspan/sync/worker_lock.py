@@ -17,7 +17,7 @@ class WorkerLock:
     """Locks the first free number, from 1 on, until it is closed. Raise OSError if no file can be created or locked."""
 
     def __init__(self, state_file: Path) -> None:
-        self._state_file = state_file
+        self._state_file = Path(os.path.realpath(state_file))  # links to it lead to the same locks
         self._file: int | None = None
         self.number = 0
         while self._file is None:
