@@ -74,6 +74,11 @@ def calls_of(store: SqliteStore, spans: list[Span]) -> int:
     return calls
 
 
+def in_status(store: SqliteStore, status: str) -> list[str]:
+    """Return the runs in a list by status."""
+    return ids(store.search(RunQuery(status=status)))
+
+
 def test_a_request_costs_the_same_however_many_steps_there_are(store: SqliteStore) -> None:
     """A run of hundreds of steps is sent as many times, so no step that is stored may be looked at again."""
     runs = [growing(done) for done in range(201)]
@@ -117,6 +122,39 @@ def test_what_another_process_has_written_is_not_overwritten(tmp_path: Path, aga
         assert one.stats().fragments == 0
 
 
+def test_lists_have_the_status_after_another_process_has_written_one(tmp_path: Path) -> None:
+    """The status is that of the last version that this process has written, and so another than the stored one."""
+    runs = [growing(0), growing(1), growing(2), growing(2, status="suspended"), growing(2)]
+    with SqliteStore(tmp_path) as one, SqliteStore(tmp_path) as other:
+        for store, spans in zip((one, one, one, other, one), requests(runs), strict=True):
+            write_spans(store, spans)
+        assert in_status(one, "running") == ["r"]
+        assert in_status(one, "suspended") == []
+        assert one.document("r").text == runs[4].text
+        assert list(one.find_damage()) == []
+
+
+def test_a_version_that_could_not_be_written_is_not_known(store: SqliteStore) -> None:
+    """Neither its status nor its step: the next version waits for the step, and is listed once it is there."""
+    runs = [growing(0), growing(1, status="suspended"), growing(2), growing(3)]
+    first, second, failed, last = requests(runs)
+    write_spans(store, first)
+    write_spans(store, second)
+    with closing(sqlite3.connect(store.path)) as connection:
+        connection.execute("CREATE TRIGGER no_room BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        with pytest.raises(StoreError, match="no room"):
+            write_spans(store, failed)
+        connection.execute("DROP TRIGGER no_room")
+    write_spans(store, last)
+    document = store.document("r")
+    assert (document.text, bool(document.incomplete)) == (runs[1].text, True)
+    write_spans(store, failed)
+    assert store.document("r").text == runs[3].text
+    assert in_status(store, "running") == ["r"]
+    assert in_status(store, "suspended") == []
+    assert list(store.find_damage()) == []
+
+
 def test_a_run_that_was_deleted_does_not_grow(store: SqliteStore) -> None:
     """What is new of its next version waits for the rest, as for any run that is not stored."""
     runs = [growing(done) for done in range(4)]
@@ -143,7 +181,7 @@ def test_a_version_that_is_listed_as_before_leaves_most_indexes_alone(store: Sql
         write_spans(store, spans)
         sizes.append(log.stat().st_size - before)
         for status in ("running", "suspended"):
-            assert ids(store.search(RunQuery(status=status))) == ["r"] * (status == run.status)
+            assert in_status(store, status) == ["r"] * (status == run.status)
     assert max(sizes[1], sizes[2], sizes[4]) < sizes[3]
     assert list(store.find_damage()) == []
 
