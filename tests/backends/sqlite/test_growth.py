@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
@@ -18,8 +19,9 @@ import zstandard
 
 from conformance.harness import MS, SECOND, T0, ids, make_run, write_spans
 from runspan import encode
-from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.compression import _split
+from runspan.backends.sqlite import SqliteStore, queries, revision
+from runspan.backends.sqlite.compression import Compression, _split
+from runspan.backends.sqlite.revision import RecentRevisions, from_row
 from runspan.contracts import RunQuery
 from runspan.errors import StoreError, TraceIncomplete
 from runspan.model.document import Run
@@ -297,3 +299,26 @@ def test_a_changed_step_does_not_prove_a_revision(store: SqliteStore) -> None:
     document = store.document("r")
     assert document.text == runs[0].text
     assert document.incomplete
+
+
+@pytest.mark.parametrize("steps", [0, 1, 100])
+def test_growing_runs_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Whoever sends many small runs does not fill the memory with what is parsed of them."""
+    limit = 2 << 20
+    monkeypatch.setattr(revision, "_RECENT_BYTES", limit)
+    compression, recent = Compression(), RecentRevisions()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(4000 // (steps + 1)):
+            run = Run.from_dict({"id": f"run-{number}", "status": "running", "steps": [step(n) for n in range(steps)]})
+            frames, step_ids = compression.compress(run.text), bytes(range(1, 9)) * steps
+            row = queries.StoredRow(run.id, "", (), T0 + number, b"", frames, step_ids, T0, None, number, T0, T0)
+            stored = from_row(run, "", T0 + number, step_ids, T0, frames)
+            assert stored.front.steps == len(run.envelope.steps)
+            recent.add(number.to_bytes(16), row, stored)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert recent.get(bytes(16)) is None
+    assert limit / 8 < after - before < 2 * limit
