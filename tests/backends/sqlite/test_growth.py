@@ -188,6 +188,22 @@ def test_a_version_that_is_listed_as_before_leaves_most_indexes_alone(store: Sql
     assert list(store.find_damage()) == []
 
 
+@pytest.mark.parametrize("column", ["time", "status", "workflow_id", "workflow_key", "status_key"])
+def test_the_next_version_mends_a_damaged_list_item(store: SqliteStore, column: str) -> None:
+    """Lists have a run that grows again, although a version that is listed as before leaves most indexes alone."""
+    *stored, last = requests([growing(done) for done in range(5)])
+    for spans in stored:
+        write_spans(store, spans)
+    with closing(sqlite3.connect(store.path)) as connection:
+        value = 5 if column in ("time", "workflow_key", "status_key") else b"x"
+        connection.execute(f"UPDATE runs SET {column} = ?", (value,))
+        connection.commit()
+    assert list(store.find_damage()) != []
+    write_spans(store, last)
+    assert list(store.find_damage()) == []
+    assert ids(store.search(RunQuery(status="running", workflow_id="wf_billing"))) == ["r"]
+
+
 def with_states(states: str, **members: Any) -> Run:
     """Return a run whose steps are completed (c) or open (o)."""
     steps = [step(number) for number in range(len(states))]
