@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
@@ -18,8 +19,9 @@ import zstandard
 
 from conformance.harness import MS, SECOND, T0, ids, make_run, write_spans
 from runspan import encode
-from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.compression import _split
+from runspan.backends.sqlite import SqliteStore, queries, revision
+from runspan.backends.sqlite.compression import Compression, _split
+from runspan.backends.sqlite.revision import RecentRevisions, from_row
 from runspan.contracts import RunQuery
 from runspan.errors import StoreError, TraceIncomplete
 from runspan.model.document import Run
@@ -74,6 +76,11 @@ def calls_of(store: SqliteStore, spans: list[Span]) -> int:
     return calls
 
 
+def in_status(store: SqliteStore, status: str) -> list[str]:
+    """Return the runs in a list by status."""
+    return ids(store.search(RunQuery(status=status)))
+
+
 def test_a_request_costs_the_same_however_many_steps_there_are(store: SqliteStore) -> None:
     """A run of hundreds of steps is sent as many times, so no step that is stored may be looked at again."""
     runs = [growing(done) for done in range(201)]
@@ -117,6 +124,39 @@ def test_what_another_process_has_written_is_not_overwritten(tmp_path: Path, aga
         assert one.stats().fragments == 0
 
 
+def test_lists_have_the_status_after_another_process_has_written_one(tmp_path: Path) -> None:
+    """The status is that of the last version that this process has written, and so another than the stored one."""
+    runs = [growing(0), growing(1), growing(2), growing(2, status="suspended"), growing(2)]
+    with SqliteStore(tmp_path) as one, SqliteStore(tmp_path) as other:
+        for store, spans in zip((one, one, one, other, one), requests(runs), strict=True):
+            write_spans(store, spans)
+        assert in_status(one, "running") == ["r"]
+        assert in_status(one, "suspended") == []
+        assert one.document("r").text == runs[4].text
+        assert list(one.find_damage()) == []
+
+
+def test_a_version_that_could_not_be_written_is_not_known(store: SqliteStore) -> None:
+    """Neither its status nor its step: the next version waits for the step, and is listed once it is there."""
+    runs = [growing(0), growing(1, status="suspended"), growing(2), growing(3)]
+    first, second, failed, last = requests(runs)
+    write_spans(store, first)
+    write_spans(store, second)
+    with closing(sqlite3.connect(store.path)) as connection:
+        connection.execute("CREATE TRIGGER no_room BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        with pytest.raises(StoreError, match="no room"):
+            write_spans(store, failed)
+        connection.execute("DROP TRIGGER no_room")
+    write_spans(store, last)
+    document = store.document("r")
+    assert (document.text, bool(document.incomplete)) == (runs[1].text, True)
+    write_spans(store, failed)
+    assert store.document("r").text == runs[3].text
+    assert in_status(store, "running") == ["r"]
+    assert in_status(store, "suspended") == []
+    assert list(store.find_damage()) == []
+
+
 def test_a_run_that_was_deleted_does_not_grow(store: SqliteStore) -> None:
     """What is new of its next version waits for the rest, as for any run that is not stored."""
     runs = [growing(done) for done in range(4)]
@@ -143,9 +183,25 @@ def test_a_version_that_is_listed_as_before_leaves_most_indexes_alone(store: Sql
         write_spans(store, spans)
         sizes.append(log.stat().st_size - before)
         for status in ("running", "suspended"):
-            assert ids(store.search(RunQuery(status=status))) == ["r"] * (status == run.status)
+            assert in_status(store, status) == ["r"] * (status == run.status)
     assert max(sizes[1], sizes[2], sizes[4]) < sizes[3]
     assert list(store.find_damage()) == []
+
+
+@pytest.mark.parametrize("column", ["time", "status", "workflow_id", "workflow_key", "status_key"])
+def test_the_next_version_mends_a_damaged_list_item(store: SqliteStore, column: str) -> None:
+    """Lists have a run that grows again, although a version that is listed as before leaves most indexes alone."""
+    *stored, last = requests([growing(done) for done in range(5)])
+    for spans in stored:
+        write_spans(store, spans)
+    with closing(sqlite3.connect(store.path)) as connection:
+        value = 5 if column in ("time", "workflow_key", "status_key") else b"x"
+        connection.execute(f"UPDATE runs SET {column} = ?", (value,))
+        connection.commit()
+    assert list(store.find_damage()) != []
+    write_spans(store, last)
+    assert list(store.find_damage()) == []
+    assert ids(store.search(RunQuery(status="running", workflow_id="wf_billing"))) == ["r"]
 
 
 def with_states(states: str, **members: Any) -> Run:
@@ -259,3 +315,26 @@ def test_a_changed_step_does_not_prove_a_revision(store: SqliteStore) -> None:
     document = store.document("r")
     assert document.text == runs[0].text
     assert document.incomplete
+
+
+@pytest.mark.parametrize("steps", [0, 1, 100])
+def test_growing_runs_take_no_more_memory_than_they_may(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Whoever sends many small runs does not fill the memory with what is parsed of them."""
+    limit = 2 << 20
+    monkeypatch.setattr(revision, "_RECENT_BYTES", limit)
+    compression, recent = Compression(), RecentRevisions()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(4000 // (steps + 1)):
+            run = Run.from_dict({"id": f"run-{number}", "status": "running", "steps": [step(n) for n in range(steps)]})
+            frames, step_ids = compression.compress(run.text), bytes(range(1, 9)) * steps
+            row = queries.StoredRow(run.id, "", (), T0 + number, b"", frames, step_ids, T0, None, number, T0, T0)
+            stored = from_row(run, "", T0 + number, step_ids, T0, frames)
+            assert stored.front.steps == len(run.envelope.steps)
+            recent.add(number.to_bytes(16), row, stored)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert recent.get(bytes(16)) is None
+    assert limit / 8 < after - before < 2 * limit

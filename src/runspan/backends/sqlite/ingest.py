@@ -710,9 +710,7 @@ class Ingester:
                 resource = changes.resource
                 resource_id = None if resource is None else queries.insert_resource(connection, resource)
                 row = changes.row._replace(resource_id=resource_id)
-                if changes.is_listed:
-                    queries.update_run(connection, row)
-                else:
+                if not (changes.is_listed and queries.update_run(connection, row)):
                     queries.upsert_runs(connection, [row])
             if changes.incomplete is not None:
                 queries.update_incomplete(connection, trace_id, *changes.incomplete)

@@ -276,7 +276,7 @@ _LISTED: Final = RunRow._fields.index("ended")
 """The first columns of a run, which say whose it is and where lists have it: several indexes have these alone."""
 _UPDATE: Final = f"""
     UPDATE runs SET {", ".join(f"{name} = ?" for name in (*RunRow._fields[_LISTED:], "row_checksum"))}
-    WHERE trace_id = ?
+    WHERE trace_id = ? AND ({", ".join(RunRow._fields[:_LISTED])}) IS ({", ".join("?" * _LISTED)})
 """  # noqa: S608 constants
 _ROWS: Final = 500
 """Rows of one statement, at most 32 values each: SQLite takes 32766."""
@@ -302,9 +302,13 @@ def upsert_runs(connection: sqlite3.Connection, rows: Sequence[RunRow]) -> None:
     )
 
 
-def update_run(connection: sqlite3.Connection, row: RunRow) -> None:
-    """Write the other columns of a stored run that is listed as before: most of the indexes stay as they are."""
-    connection.execute(_UPDATE, (*row[_LISTED:], run_checksum(row), row.trace_id))
+def update_run(connection: sqlite3.Connection, row: RunRow) -> bool:
+    """Write the other columns of a stored run that is listed as before: most of the indexes stay as they are.
+
+    Return False, and write nothing, if it is listed otherwise, as when it is damaged.
+    """
+    values = (*row[_LISTED:], run_checksum(row), row.trace_id, *row[:_LISTED])
+    return connection.execute(_UPDATE, values).rowcount == 1
 
 
 def update_observation(

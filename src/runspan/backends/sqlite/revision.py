@@ -28,7 +28,10 @@ from runspan.errors import TraceIncomplete
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_STEP_STATUSES, Envelope, Run, Step, run_text
 from runspan.model.span import Span, Value
 
-_RECENT_BYTES: Final = 16 << 20
+_RECENT_BYTES: Final = 96 << 20
+_RUN_BYTES: Final = 1200
+_PARSED_SIZE: Final = 7
+"""What a run takes in memory, about: so many bytes, and so many times those of its text. Small runs are many."""
 _ID_BYTES = 8
 _NO_ID = bytes(_ID_BYTES)
 """In the column ``step_ids``: a step without a span. No span has this id."""
@@ -95,7 +98,8 @@ def from_row(
 class RecentRevisions:
     """The latest revisions of runs that grow, so that the next step of one is added to a document that is parsed.
 
-    Of each run one is kept, and of all runs as many as have ``_RECENT_BYTES``. May be used from several threads.
+    Of each run one is kept, and of all runs as many as take ``_RECENT_BYTES`` of memory. May be used from several
+    threads.
     """
 
     def __init__(self) -> None:
@@ -115,13 +119,17 @@ class RecentRevisions:
             self._remove(trace_id)
             if revision.revision < fields.ROOT_REVISION:
                 self._found[trace_id] = row, revision
-                self._bytes += len(revision.run.text) + len(revision.frames)
+                self._bytes += _memory_size(revision)
             while self._bytes > _RECENT_BYTES:
                 self._remove(next(iter(self._found)))
 
     def _remove(self, trace_id: bytes) -> None:
         _, revision = self._found.pop(trace_id, (None, None))
-        self._bytes -= 0 if revision is None else len(revision.run.text) + len(revision.frames)
+        self._bytes -= 0 if revision is None else _memory_size(revision)
+
+
+def _memory_size(revision: StoredRevision) -> int:
+    return _RUN_BYTES + _PARSED_SIZE * len(revision.run.text) + len(revision.frames)
 
 
 def split_ids(packed: bytes) -> list[bytes]:
