@@ -16,6 +16,7 @@ Ratios, each of one run in which the contestants took turns: the best round of o
 work on the machine disturbs less than the clock. Absolute times are not given, because they mean nothing elsewhere.
 Goals that are missed say NO.
 `python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
+Sections without figures below were not measured in this run.
 
 What is compared:
 
