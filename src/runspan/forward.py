@@ -1,7 +1,7 @@
 """The forward use case: pass documents and spans on to a Collector before the backend that runs are read from.
 
-Nothing is kept here, so what is acknowledged is what the Collector has acknowledged. A remote backend takes spans from
-whoever reaches it, so they are checked here: no sender can write a run of another tenant.
+Nothing is kept here, so what is acknowledged is what the Collector has acknowledged. A remote backend does not
+check who sends a span, so spans are checked here: no sender can write a run of another tenant.
 """
 
 from __future__ import annotations

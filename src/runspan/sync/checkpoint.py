@@ -213,7 +213,7 @@ class Checkpoint(StateFile):
         """Free what workers leased that were killed."""
         for number in self._other_workers():
             if self._worker.has_ended(number):
-                self._begin()  # from now on nobody can lease anything under this number
+                self._begin()  # from now on no worker can lease anything under this number
                 if self._worker.has_ended(number):
                     self._remove_worker(number)
 
@@ -271,7 +271,10 @@ class Checkpoint(StateFile):
         self._run(_UPDATE, (*saved, run.list_fingerprint, run.document_fingerprint, run.due, run.run_id))
 
     def list_changed(self, run: TrackedRun, *, at_once: bool) -> None:
-        """Store what the list shows of a tracked run, whoever works on it. ``at_once``: whether to fetch it at once."""
+        """Store what the list shows of a tracked run, whichever worker has leased it.
+
+        ``at_once``: whether to fetch it at once.
+        """
         again = ", due = 0, failures = 0" if at_once else ""
         changed = f"UPDATE runs SET list_fingerprint = ?, time = ?{again} WHERE run_id = ?"  # noqa: S608
         self._run(changed, (run.list_fingerprint, run.time, run.run_id))

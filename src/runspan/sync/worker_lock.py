@@ -41,7 +41,7 @@ class WorkerLock:
     def close(self) -> None:
         """Release the number. Idempotent."""
         if self._file is not None:
-            with suppress(OSError):  # Windows removes no file that is open, and a locked one is in nobody's way
+            with suppress(OSError):  # Windows removes no file that is open; the next worker reuses it
                 self._path(self.number).unlink()
             os.close(self._file)
             self._file = None
