@@ -13,7 +13,7 @@ import pytest
 from conformance.harness import T0
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.compression import Compression
+from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.integrity import Damage, find_damage
 from runspan.contracts import RunQuery
 from runspan.errors import StoreError
@@ -131,6 +131,26 @@ def test_a_damaged_document_stays_until_it_is_set_aside(store: SqliteStore) -> N
     store.put(RUNS[4], tenant="acme", observed_at=T0)
     with pytest.raises(StoreError, match=r"runspan check --set-aside"):
         store.document(RUNS[4].id, "acme")
+
+
+@pytest.mark.parametrize("value", ["NULL", "'text'", "5"])
+def test_a_document_that_is_no_bytes_is_damage(store: SqliteStore, value: str) -> None:
+    """Flipped bits of a row change the types of its columns, whatever the schema says."""
+    with closing(sqlite3.connect(store.path)) as connection:
+        (schema,) = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'runs'").fetchone()
+    loose = schema.replace("document BLOB NOT NULL", "document").replace("STRICT", "")
+    change = "UPDATE sqlite_schema SET sql = '{}' WHERE name = 'runs'"
+    execute(store, "PRAGMA writable_schema = ON", change.format(loose))
+    execute(store, f"UPDATE runs SET document = {value} WHERE id = 5")
+    execute(store, "PRAGMA writable_schema = ON", change.format(schema))
+    (found,) = store.find_damage()
+    assert (found.table, found.row, found.remedy) == ("runs", 5, "set aside")
+    with pytest.raises(StoreError, match=r"runspan check --set-aside"):
+        store.document(RUNS[4].id, "acme")
+    with closing(sqlite3.connect(store.path)) as connection:
+        (document,) = connection.execute("SELECT document FROM runs WHERE id = 5").fetchone()
+        with pytest.raises(CorruptFrame):
+            Compression().decompress(document, connection)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,9 @@ class Compression:
 
 
 def _split(frames: bytes) -> list[bytes]:
-    """Return the one or two frames of a document."""
+    """Return the one or two frames of a document. Raise CorruptFrame when they are no bytes."""
+    if not isinstance(frames, bytes):  # a damaged row can have NULL or a text there
+        raise CorruptFrame(f"it is of type {type(frames).__name__}")
     if not frames.startswith(_SKIPPABLE) or len(frames) < _LENGTH.size:
         return [frames]
     second = _LENGTH.size + _LENGTH.unpack_from(frames)[2]
