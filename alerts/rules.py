@@ -21,9 +21,10 @@ _MARK: Final = "RUNSPANLABEL"
 
 _SCRAPED: Final = 'max_over_time(up{{job="span-metrics"}}[{gap}] offset {start}) == 1'
 """Prometheus scraped the Collector before the window began, so what it did not see then is new."""
-_YOUNG: Final = "otelcol_process_uptime{offset} < {window}"
-"""The Collector itself started within the window, so all that it counts is new. Without these two, a Prometheus that
-starts beside a Collector that has counted for weeks would report every failure that ever happened."""
+_YOUNG: Final = "min_over_time(otelcol_process_uptime[{window}s]{offset}) < {window}"
+"""The Collector was younger than the window when Prometheus first saw it, so all that it counts is new. This holds
+until the one above does: were it to end earlier, an alert would clear between them and fire again. Without these two, a
+Prometheus that starts beside a Collector that has counted for weeks would report every failure that ever happened."""
 
 
 def rules(source: Source) -> dict[str, Any]:

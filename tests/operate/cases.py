@@ -136,6 +136,16 @@ CASES: dict[str, list[Case]] = {
             _RUN,
         ),
         _case(
+            "still, when the Collector is older than the window and Prometheus has watched it for less",
+            "8m",
+            {
+                FAILED: f"{_LATE}1x60",
+                "otelcol_process_uptime": "_x26 270+15x60",
+                'up{job="span-metrics", instance="c:8889"}': "_x26 1x60",
+            },
+            _RUN,
+        ),
+        _case(
             "one before the Collector started again, and one after",
             "8m15s",
             {
