@@ -45,7 +45,7 @@ SECTIONS = (
 @click.option("--quick", is_flag=True, help="Small sizes: minutes instead of tens of minutes.")
 @click.option("--full", is_flag=True, help="The store at a million runs too.")
 @click.option("--scale", is_flag=True, help="Tempo at a million runs, the store at ten million: hours, 30 GB.")
-@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, as JSON.")
+@click.option("--json", "json_file", type=_FILE, help="Write the figures here too, as JSON, after each section.")
 @click.option("--page", type=_FILE, help="Write the figures here too, as a page in Markdown.")
 def main(
     sections: tuple[str, ...],
@@ -64,7 +64,8 @@ def main(
     is that of single rounds. Absolute times are shown as they go, and say nothing on another machine.
     """
     progress = Console(stderr=True, highlight=False)
-    about = description()
+    command = ["python", "-m", "bench", *sections, *_options(runs, rounds, quick=quick, full=full, scale=scale)]
+    about = {"command": shlex.join(command), **description()}
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="runspan-bench-") as folder:
         for name in sections or SECTIONS:
@@ -73,16 +74,12 @@ def main(
             plan = Plan(part, runs, rounds, quick, full, scale, lambda words: progress.print(words, style="dim"))
             measure: Callable[[Plan], Iterable[Figure]] = import_module(f"bench.{name}").run
             figures += measure(plan)
-    about = {
-        "command": shlex.join(
-            ["python", "-m", "bench", *sections, *_options(runs, rounds, quick=quick, full=full, scale=scale)]
-        ),
-        **about,
-    }
-    if json_file is not None:
-        json_file.write_text(json.dumps({"about": about, "figures": [asdict(figure) for figure in figures]}, indent=1))
-    if page is not None:
-        page.write_text(markdown(about, figures))
+            # What was measured is kept if a later section fails or there is no time left for it.
+            if json_file is not None:
+                content = {"about": about, "figures": [asdict(figure) for figure in figures]}
+                json_file.write_text(json.dumps(content, indent=1))
+            if page is not None:
+                page.write_text(markdown(about, figures))
     console = Console(width=None if sys.stdout.isatty() else 140)
     for key, value in about.items():
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
