@@ -50,7 +50,8 @@ bench-peers: $(READY_DEV)  ## Measure the receiver against the tempo, jaeger and
 	PYTHONPATH=src $(BIN)/python -m bench peers
 
 bench-scale: $(READY_DEV)  ## Measure a tempo on PATH with a million runs, the store with ten million: hours, 30 GB.
-	PYTHONPATH=src $(BIN)/python -m bench --scale tempo store
+	PYTHONPATH=src $(BIN)/python -m bench --scale tempo --json bench/scale/tempo.json
+	PYTHONPATH=src $(BIN)/python -m bench --scale store --json bench/scale/store.json
 
 wheels: $(READY_DEV)  ## Build a source distribution and a wheel for this platform into dist/. Needs Rust.
 	rm -rf dist

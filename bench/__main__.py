@@ -15,11 +15,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import Figure
+from bench.figures import Figure, Goal
 from bench.machine import description
-from bench.page import COLUMNS, cells, markdown
+from bench.page import COLUMNS, Measurement, cells, markdown
 from bench.plan import Plan
 
+_SCALE = Path(__file__).parent / "scale"
+"""Where ``make bench-scale`` writes its figures as JSON."""
 _FILE = click.Path(dir_okay=False, path_type=Path)
 SECTIONS = (
     "encode",
@@ -77,9 +79,10 @@ def main(
             # What was measured is kept if a later section fails or there is no time left for it.
             if json_file is not None:
                 content = {"about": about, "figures": [asdict(figure) for figure in figures]}
+                json_file.parent.mkdir(parents=True, exist_ok=True)
                 json_file.write_text(json.dumps(content, indent=1))
             if page is not None:
-                page.write_text(markdown(about, figures))
+                page.write_text(markdown(about, figures, scaled()))
     console = Console(width=None if sys.stdout.isatty() else 140)
     for key, value in about.items():
         console.print(f"{key}: {value}", highlight=False, soft_wrap=True)
@@ -90,6 +93,16 @@ def _options(runs: int, rounds: int, **flags: bool) -> list[str]:
     """Return the options that decide how much is measured."""
     sized = [f"--{name}={number}" for name, number in (("runs", runs), ("rounds", rounds)) if number]
     return sized + [f"--{name}" for name, given in flags.items() if given]
+
+
+def scaled() -> list[Measurement]:
+    """Return what ``make bench-scale`` has measured."""
+    found: list[Measurement] = []
+    for file in sorted(_SCALE.glob("*.json")):
+        content = json.loads(file.read_text())
+        made = [Figure(**{**each, "goal": each["goal"] and Goal(**each["goal"])}) for each in content["figures"]]
+        found.append((content["about"], made))
+    return found
 
 
 def table(figures: Iterable[Figure]) -> Table:

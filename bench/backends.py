@@ -70,21 +70,16 @@ def phoenix(folder: Path) -> Iterator[Started]:
 
 
 @contextmanager
-def runspan(folder: Path) -> Iterator[Started]:
-    """Run ``runspan serve`` with the embedded store and without an index, whose cost is a figure of section store."""
+def runspan(folder: Path, *, search: bool = False) -> Iterator[Started]:
+    """Run ``runspan serve`` with the embedded store.
+
+    search: with the index, whose cost is a figure of section store.
+    """
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "runspan",
-        "serve",
-        "--data",
-        str(folder / "data"),
-        "--port",
-        str(port),
-        "--no-search",
-    ]
+    command = [sys.executable, "-m", "runspan", "serve", "--data", str(folder / "data"), "--port", str(port)]
+    if not search:
+        command.append("--no-search")
     with _process(command, folder, f"{url}/readyz") as pid:
         yield Started(url, url, pid)
 

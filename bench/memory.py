@@ -1,21 +1,29 @@
-"""Section ``memory``: the peak resident memory of ``runspan export`` on a small and a ten times larger file."""
+"""Section ``memory``: the peak resident memory of ``runspan export`` on a small and a ten times larger file, and of
+``runspan serve`` while it stores a file, indexes it and responds to requests."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import httpx
+
+from bench import backends
 from bench.data import seed, write_ndjson_of
 from bench.export import counts
 from bench.figures import Figure, at_most
 from bench.machine import peak_bytes
 from bench.plan import Plan
-from bench.processes import environment, helper
+from bench.processes import environment, helper, worker
 
 _SECTION = 5
 _MB = 1_000_000
-_LIMIT_MB = 150
+_EXPORT_MB = 150
+_SERVE_MB = 250
+_CONNECTIONS = 8
+_INDEX_SECONDS = 1800
 
 
 def run(plan: Plan) -> list[Figure]:
@@ -35,11 +43,52 @@ def run(plan: Plan) -> list[Figure]:
             raise RuntimeError(f"{documents} documents, {spans} spans")
         plan.say(f"memory: {size} MB, {documents:,} documents: {peak / _MB:.0f} MB")
         peaks.append(peak)
-        goal = at_most(_LIMIT_MB)
+        goal = at_most(_EXPORT_MB)
         figures.append(Figure("memory", f"peak on a file of {size} MB", peak / _MB, unit="MB", goal=goal))
     small, large = sizes
     figures.append(Figure("memory", f"peak on {large} MB / on {small} MB", peaks[1] / peaks[0]))
-    return figures
+    return [*figures, _serve(plan, large if plan.runs else 40 if plan.quick else 200)]
+
+
+def _serve(plan: Plan, size: int) -> Figure:
+    """Send a file to a server with all its defaults, and list and read runs while it indexes them and afterwards."""
+    file = plan.folder / "served.ndjson"
+    documents = write_ndjson_of(file, size * _MB, seed(_SECTION, 1))
+    with backends.runspan(_made(plan.folder / "server"), search=True) as server:
+        _peak(str(file), server.otlp)
+        file.unlink()
+        _read(server)
+        _wait_until_indexed(server.url)
+        _read(server)
+        peak = peak_bytes(server.pid)
+    plan.say(f"memory: serve, {documents:,} documents: {peak / _MB:.0f} MB")
+    name = f"peak of serve, {size} MB received and read"
+    note = f"with its index; {_CONNECTIONS} connections read"
+    return Figure("memory", name, peak / _MB, unit="MB", goal=at_most(_SERVE_MB), note=note)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _read(server: backends.Started) -> None:
+    """Request the longest lists, and 200 documents, on several connections at once."""
+    response = httpx.get(f"{server.url}/api/v1/runs", params={"limit": 200}, trust_env=False)
+    paths = ["/api/v1/runs?limit=200", *[f"/api/v1/runs/{item['id']}" for item in response.json()["data"]]]
+    port = int(server.url.rpartition(":")[2])
+    reader = {"port": port, "pid": server.pid, "paths": paths}
+    options = {"contestants": {"runspan": reader}, "rounds": 1, "connections": _CONNECTIONS, "requests": 2 * len(paths)}
+    worker("bench.load", options)
+
+
+def _wait_until_indexed(url: str) -> None:
+    deadline = time.monotonic() + _INDEX_SECONDS
+    question = {"sort": "duration", "limit": 1}
+    while "partial" in httpx.get(f"{url}/api/v1/runs", params=question, trust_env=False, timeout=60).json()["meta"]:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the server has not indexed its runs")
+        time.sleep(1)
 
 
 def _peak(file: str, url: str) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from bench.figures import Figure
+
+Measurement = tuple[Mapping[str, str], Sequence[Figure]]
+"""What is known about the machine, and the figures."""
 
 COLUMNS = ("section", "figure", "value", "single rounds", "by CPU time", "goal", "met", "note")
 
@@ -15,8 +19,8 @@ Ratios, each of one run in which the contestants took turns: the best round of o
 "Single rounds" is the range of the ratio within a round. "By CPU time" is the same ratio by processor time, which other
 work on the machine disturbs less than the clock. Absolute times are not given, because they mean nothing elsewhere.
 Goals that are missed say NO.
-`python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs.
-Sections without figures below were not measured in this run.
+`python -m bench --page bench/FIGURES.md` writes this page; `--full` adds the store of a million runs. Sections without
+figures below were not measured in this run. "At scale" is what takes hours, measured by `make bench-scale`.
 
 What is compared:
 
@@ -28,7 +32,7 @@ What is compared:
   that were encoded before. Every span sent is counted at the receiver.
 - **store**: the embedded store in this process; the stores of all sizes are open at once and take turns.
 - **serve**: eight persistent connections from another process; the server has a core to itself.
-- **memory**: the peak resident memory of `runspan export`.
+- **memory**: the peak resident memory of `runspan export`, and of `runspan serve` with its defaults.
 - **workers**: the command `runspan export` of a large file with one and with two workers, from its start to its end, on
   two cores, which the receiver shares. It responds at once, and counts the spans only afterwards. One worker uses more
   than one core, because its requests are compressed and sent while it encodes.
@@ -62,18 +66,30 @@ def cells(figure: Figure) -> list[str]:
     ]
 
 
-def markdown(about: Mapping[str, str], figures: Iterable[Figure]) -> str:
-    """Return the page."""
-    figures = list(figures)
-    lines = [_INTRODUCTION, _row(COLUMNS), _row(["---"] * len(COLUMNS))]
-    lines += [_row(cells(figure)) for figure in figures]
-    missed = [figure for figure in figures if figure.goal is not None and not figure.goal.met(figure.value)]
-    lines += ["", "## Missed", ""]
+def markdown(about: Mapping[str, str], figures: Sequence[Figure], scaled: Iterable[Measurement] = ()) -> str:
+    """Return the page.
+
+    scaled: what ``make bench-scale`` measured, each with what is known about its machine.
+    """
+    scaled = list(scaled)
+    lines = [_INTRODUCTION, *_table(figures), "", "## Missed", ""]
+    everything = chain(figures, *[measured for _, measured in scaled])
+    missed = [figure for figure in everything if figure.goal is not None and not figure.goal.met(figure.value)]
     lines += [f"- {each.section}: {each.name} is {each.value:.3g}, the goal {each.goal}." for each in missed]
-    lines += [] if missed else ["No goal of the sections above."]
-    lines += ["", "## Where", "", _row(("what", "value")), _row(("---", "---"))]
-    lines += [_row((key, f"`{value}`" if key == "command" else value)) for key, value in about.items()]
+    lines += [] if missed else ["No goal."]
+    lines += ["", "## Where", "", *_where(about)]
+    for number, (machine, measured) in enumerate(scaled):
+        lines += ["", *([] if number else ["## At scale", ""]), *_table(measured), "", *_where(machine)]
     return "\n".join(lines) + "\n"
+
+
+def _table(figures: Iterable[Figure]) -> list[str]:
+    return [_row(COLUMNS), _row(["---"] * len(COLUMNS)), *(_row(cells(figure)) for figure in figures)]
+
+
+def _where(about: Mapping[str, str]) -> list[str]:
+    rows = [(key, f"`{value}`" if key == "command" else value) for key, value in about.items()]
+    return [_row(("what", "value")), _row(("---", "---")), *map(_row, rows)]
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.figures import Figure, at_most
+from bench.page import markdown
 
 pytest.importorskip("orjson", reason="the benchmark's own dependency group is not installed")
 
@@ -22,7 +24,7 @@ FIGURES = {
     "store": {"disk / raw JSON at 200 runs", "get p50, 200 / 20 runs", "ingest rate, durable / synchronous off"},
     "serve": {"rate of get / Flask hello", "rate of list, with a key / Flask hello"},
     "workers": {"one worker / two", "one worker on one core / two on two", "processor time of two workers / of one"},
-    "memory": {"peak on a file of 1 MB", "peak on a file of 4 MB"},
+    "memory": {"peak on a file of 1 MB", "peak on a file of 4 MB", "peak of serve, 4 MB received and read"},
     "pipe": {"stock / ours, file to queryable"},
     "recorder": {"engine's thread, recorder / SDK", "all threads until delivered, recorder / SDK"},
 }
@@ -56,6 +58,18 @@ def test_a_section_measures_what_it_says(section: str, tmp_path: Path) -> None:
     assert result["about"]["command"] == f"python -m bench {section} --runs=200 --rounds=1 --quick"
     for name in values:
         assert f"| {name} |" in page.read_text()
+
+
+def test_the_page_has_what_was_measured_at_scale() -> None:
+    """Its tables are those of the files that are there, each with its machine, and missed goals are listed."""
+    missed = Figure("store", "get", 3.0, goal=at_most(2))
+    page = markdown({"date": "today"}, [Figure("encode", "ours", 1.0)], [({"date": "yesterday"}, [missed])])
+    assert "- store: get is 3, the goal ≤ 2." in page
+    first, second = page.split("## At scale")
+    assert "| date | today |" in first
+    assert "| encode | ours | 1 x |" in first
+    assert "| store | get | 3 x |" in second
+    assert "| date | yesterday |" in second
 
 
 def test_an_unknown_section_is_refused_with_the_known_ones() -> None:
