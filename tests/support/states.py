@@ -1,4 +1,4 @@
-"""Where API keys, sessions and rate limits are kept: ``state`` runs a test over files and over PostgreSQL."""
+"""Where API keys, sessions, rate limits and usage are kept: ``state`` runs a test over files and over PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runspan.cli.state import KEYS_FILE
 from runspan.web.api_keys import ApiKeyStore
 from runspan.web.sessions import SessionStore
 from runspan.web.shared_state import connect_shared_state
+from runspan.web.usage import USAGE_FILE, Quotas, UsageStore
 from runspan.web.windows import LocalWindows, SharedWindows, Windows
 
 if TYPE_CHECKING:
@@ -46,14 +48,18 @@ class State:
     def windows(self) -> Windows:
         return SharedWindows(self.database()) if self.is_shared else LocalWindows()
 
+    def usage(self, quotas: Quotas | None = None, clock: Callable[[], int] = time.time_ns) -> UsageStore:
+        database = self.database() if isinstance(self.location, str) else self.location.with_name(USAGE_FILE)
+        return self._opened.enter_context(closing(UsageStore(database, quotas, clock=clock)))
+
     def database(self) -> PostgresDatabase:
         return self._opened.enter_context(closing(connect_shared_state(str(self.location))))
 
-    def execute(self, statement: str) -> list[Any]:
-        """Behind the back of all handles."""
-        if self.is_shared:
+    def execute(self, statement: str, file: str = KEYS_FILE) -> list[Any]:
+        """Behind the back of all handles. file: Which one has the table, if it is in a file."""
+        if isinstance(self.location, str):
             return self.database().execute(statement)
-        with closing(sqlite3.connect(self.location, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(self.location.with_name(file), isolation_level=None)) as connection:
             return connection.execute(statement).fetchall()
 
     def close(self) -> None:
@@ -64,7 +70,7 @@ class State:
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
     """A new state, of each kind in turn."""
     if request.param == "sqlite":
-        opened = State(tmp_path / "keys.sqlite3", ["--data", tmp_path])
+        opened = State(tmp_path / KEYS_FILE, ["--data", tmp_path])
     else:
         file = tmp_path / "state.url"
         file.write_text(request.getfixturevalue("postgres").database() + "\n")

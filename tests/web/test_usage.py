@@ -23,8 +23,9 @@ from runspan.forward import Forwarder
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from runspan.web.limits import ServerLimits
-from runspan.web.usage import MAX_TENANTS, Quota, Quotas, Usage, UsageStore
+from runspan.web.usage import MAX_TENANTS, USAGE_FILE, Quota, Quotas, Usage, UsageStore
 from support.cli import runspan, server
+from support.states import State
 from support.web import PROTOBUF, document, error_of, otlp, serving
 
 NOW = 1_768_467_700_000_000_000
@@ -111,26 +112,40 @@ def test_requests_at_once_never_exceed_the_quota_together(tmp_path: Path) -> Non
         assert usage.today()[0].runs == 57
 
 
-def test_processes_that_share_the_file_share_the_quota(tmp_path: Path) -> None:
+def test_processes_that_share_the_usage_share_the_quota(state: State) -> None:
     """Each has its own connection; together they count what is allowed, and no more."""
-    path = tmp_path / "usage.sqlite3"
-    stores = [UsageStore(path, Quotas(Quota(runs=30, bytes=10_000)), clock=Clock()) for _ in range(4)]
+    stores = [state.usage(Quotas(Quota(runs=30, bytes=10_000)), Clock()) for _ in range(4)]
     counted = []
     lock = threading.Lock()
 
     def send(number: int) -> None:
         try:
+            # What fails after it was counted leaves room for another one.
             with stores[number % 4].charged("acme", [number.to_bytes(16, "little")], 10), lock:
+                if number % 10 == 7:
+                    raise ConnectionError
                 counted.append(number)
-        except RateLimited:
+        except (RateLimited, ConnectionError):
             pass
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(send, range(100)))
+        list(pool.map(send, range(200)))
     assert len(counted) == 30
     assert stores[0].today() == [Usage("acme", 30, 300)]
-    for store in stores:
-        store.close()
+    with stores[1].charged("other", [bytes(16)], 1):
+        pass
+    stores[2].erase("acme")
+    assert stores[3].today() == [Usage("other", 1, 1)]
+
+
+def test_many_runs_of_a_request_count_once(state: State) -> None:
+    """However many they are, and whether or not they were counted before."""
+    usage = state.usage()
+    some, others = ([number.to_bytes(16, "little") for number in range(start, start + 1200)] for start in (0, 600))
+    for runs in (some, others, some):
+        with usage.charged("", runs, 1):
+            pass
+    assert usage.today() == [Usage("", 1800, 3)]
 
 
 def test_the_usage_survives_a_kill(tmp_path: Path) -> None:
@@ -199,16 +214,17 @@ def test_the_metrics_name_a_bounded_number_of_tenants(tmp_path: Path) -> None:
         assert "tenant-000" not in client.get("/metrics").text
 
 
-def test_what_is_older_than_yesterday_is_forgotten(tmp_path: Path) -> None:
-    """The file does not grow with the days."""
+def test_what_is_older_than_yesterday_is_forgotten(state: State) -> None:
+    """By any tenant that sends something; the tables do not grow with the days, nor with tenants that are gone."""
     clock = Clock()
-    with closing(UsageStore(tmp_path / "usage.sqlite3", clock=clock)) as usage:
-        for _ in range(5):
-            with usage.charged("acme", [bytes([number]) * 16 for number in range(100)], 1):
+    usage = state.usage(clock=clock)
+    for day in range(5):
+        for tenant in ("acme", f"tenant-{day}"):
+            with usage.charged(tenant, [bytes([number]) * 16 for number in range(100)], 1):
                 pass
-            clock.now += DAY
-        assert usage.execute("SELECT count(*), count(DISTINCT day) FROM counted_runs") == [(200, 2)]
-        assert usage.execute("SELECT count(*) FROM usage") == [(2,)]
+        clock.now += DAY
+    assert state.execute("SELECT count(*), count(DISTINCT day) FROM counted_runs", USAGE_FILE) == [(400, 2)]
+    assert state.execute("SELECT count(*) FROM usage", USAGE_FILE) == [(4,)]
 
 
 @pytest.mark.parametrize("quota", ["acme", "acme=1", "acme=1,x", "acme=-1,2"])

@@ -113,6 +113,7 @@ def erase(
                 )
             if database is not None:
                 revoked += _revoke_keys(ApiKeyStore(database), tenant)
+                UsageStore(database).erase(tenant)
         for folder in _folders(ctx, state, directory):
             if (folder / KEYS_FILE).exists():
                 with closing(create_key_store(str(folder))) as keys:

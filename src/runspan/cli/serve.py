@@ -397,15 +397,7 @@ def serve(
         quotas = _read_quotas(Quota(runs_per_day, mib_per_day * MIB), tenant_quotas)
         usage: UsageStore | None = None
         if config.tenant_usage or quotas != Quotas():
-            if database is not None:
-                raise ConfigError(
-                    "quotas and the usage of tenants are counted by one server",
-                    where="--state",
-                    expected="a server without --runs-per-day, --mib-per-day, --tenant-quota and --tenant-usage",
-                    got="a state that several servers share",
-                    hint="leave them out, or let one server with --data take all writes",
-                )
-            usage = stack.enter_context(closing(UsageStore(Path(data, USAGE_FILE), quotas)))
+            usage = stack.enter_context(closing(UsageStore(database or Path(data, USAGE_FILE), quotas)))
         if keys.unused and not is_loopback(host):
             where = ("--data", data) if database is None else ()
             create = shlex.join(("runspan", "keys", "create", *where, "--name", "NAME"))

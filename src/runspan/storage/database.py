@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 
@@ -12,6 +14,13 @@ class Database(Protocol):
         """Execute a statement as a transaction of its own, and return its rows.
 
         It is of the SQL that SQLite and PostgreSQL have in common, with ``?`` for each value. Raises StoreError.
+        """
+        ...
+
+    def transaction(self) -> AbstractContextManager[Callable[..., list[Any]]]:
+        """Yield ``execute`` for the statements of one transaction.
+
+        The end of the block commits them; if it raises, none has an effect. Raises StoreError.
         """
         ...
 

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -140,7 +140,18 @@ class SharedDatabase:
     def execute(self, statement: str, *values: object) -> list[Any]:
         """See ``Database``."""
         with self._lock, translate_errors(self._path, self._hints):
-            return self._connection.execute(statement, values).fetchall()
+            return self._execute(statement, *values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Callable[..., list[Any]]]:
+        """See ``Database``."""
+        with self._lock, translate_errors(self._path, self._hints), transaction(self._connection):
+            yield self._execute
+
+    def compact(self) -> None:
+        """Write the file anew, so that it has no byte of what was deleted."""
+        self.execute("VACUUM")
+        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def version(self) -> int | None:
         """See ``Database``. SQLite finds it in shared memory."""
@@ -151,6 +162,9 @@ class SharedDatabase:
         """Close the file. Idempotent."""
         with self._lock:
             self._connection.close()
+
+    def _execute(self, statement: str, *values: object) -> list[Any]:
+        return self._connection.execute(statement, values).fetchall()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``connect_shared_state``: the database in which several servers share API keys, sessions and rate limits."""
+"""``connect_shared_state``: the database in which several servers share API keys, sessions, rate limits and quotas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VERSION: Final = 1
 
 
 def connect_shared_state(url: str) -> PostgresDatabase:
-    """Connect to PostgreSQL, and create the tables if they do not exist; for keys, sessions and ``SharedWindows``.
+    """Connect to PostgreSQL, and create the tables of keys, sessions, usage and ``SharedWindows`` if they do not exist.
 
     Raises ConfigError for a URL that is none or without the extra ``postgres``, StateUnreachable if PostgreSQL does not
     answer, and StoreError if its tables are not of this version.

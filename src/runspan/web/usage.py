@@ -1,8 +1,8 @@
-"""``UsageStore``: what each tenant has sent on a day, and the quotas of it, in an SQLite file next to the API keys.
+"""``UsageStore``: what each tenant has sent on a day, and the quotas of it, next to the API keys.
 
 A request is counted before it is written, in one transaction that compares it with the quota, so that requests at the
-same time never exceed one together. What could not be written is taken back. The file is synced less often than the
-store: a power failure may lose the counts of the last seconds, a killed process loses none.
+same time never exceed one together, on whichever server. What could not be written is taken back. A file is synced less
+often than the store: a power failure may lose the counts of the last seconds, a killed process loses none.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from runspan.errors import RateLimited
 from runspan.model.timestamps import SECOND, rfc3339
-from runspan.storage.sqlite_file import Schema, SharedDatabase, transaction, translate_errors
+from runspan.storage.database import Database
+from runspan.storage.sqlite_file import Schema, SharedDatabase
 
 USAGE_FILE: Final = "usage.sqlite3"
 _DAY: Final = 86_400 * SECOND
 _ID_BYTES: Final = 8
 _FORGOTTEN: Final = 1000
-"""Runs of earlier days that a request deletes."""
+"""Runs of a day before yesterday that a request deletes."""
+_AT_ONCE: Final = 500
+"""Runs that one statement inserts."""
 MAX_TENANTS: Final = 100
 """Tenants with metrics of their own."""
 _TABLES: Final = (
@@ -45,13 +48,21 @@ _SCHEMA: Final = Schema(
     tables=_TABLES,
     hint="choose another data directory",
 )
-_ADD: Final = (
-    "INSERT INTO usage VALUES (?, ?, ?, ?)"
-    " ON CONFLICT DO UPDATE SET runs = max(0, runs + excluded.runs), bytes = max(0, bytes + excluded.bytes)"
+_PRAGMAS: Final = ("synchronous = NORMAL", "secure_delete = ON")
+_USED: Final = (
+    "INSERT INTO usage VALUES (?, ?, 0, 0) ON CONFLICT (day, tenant) DO UPDATE SET runs = usage.runs"
+    " RETURNING runs, bytes"
 )
-_FORGET: Final = (
-    "DELETE FROM counted_runs WHERE (day, tenant, run) IN (SELECT day, tenant, run FROM counted_runs WHERE day < ?"
-    " ORDER BY day LIMIT ?)"
+"""Locks the row of a tenant until the end of the transaction, in PostgreSQL too."""
+_ADD: Final = "UPDATE usage SET runs = runs + ?, bytes = bytes + ? WHERE day = ? AND tenant = ?"
+_OLDEST: Final = (
+    "UPDATE usage SET runs = runs WHERE (day, tenant) IN"
+    " (SELECT day, tenant FROM usage WHERE day < ? ORDER BY day, tenant LIMIT 1) RETURNING day, tenant"
+)
+"""Locks a day of a tenant that is over, so that one server at a time forgets it."""
+_FORGET_RUNS: Final = (
+    "DELETE FROM counted_runs WHERE (day, tenant, run) IN"
+    " (SELECT day, tenant, run FROM counted_runs WHERE day = ? AND tenant = ? LIMIT ?) RETURNING 1"
 )
 
 
@@ -89,18 +100,29 @@ class Usage(NamedTuple):
     bytes: int
 
 
-class UsageStore(SharedDatabase):
-    """The usage of all tenants of one data directory. Thread-safe, and safe to use from several processes at once."""
+class UsageStore:
+    """The usage of all tenants in one database. Thread-safe, and safe to use from several processes at once."""
 
     def __init__(
-        self, path: Path | str | None, quotas: Quotas | None = None, *, clock: Callable[[], int] = time.time_ns
+        self,
+        database: Database | Path | str | None,
+        quotas: Quotas | None = None,
+        *,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """``path``: None keeps it in memory. ``clock``: nanoseconds since 1970."""
-        super().__init__(path, _SCHEMA)
+        """Use the usage of a database, or open that of a file, or in memory if it is None, until ``close``.
+
+        ``clock``: nanoseconds since 1970.
+        """
+        if isinstance(database, Path | str | None):
+            database = SharedDatabase(database, _SCHEMA, pragmas=_PRAGMAS)
+        self._database: Database = database
         self.quotas = quotas or Quotas()
         self._clock = clock
-        self.execute("PRAGMA synchronous = NORMAL")
-        self.execute("PRAGMA secure_delete = ON")
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        self._database.close()
 
     @contextmanager
     def charged(self, tenant: str, trace_ids: Collection[bytes], size: int) -> Iterator[None]:
@@ -114,14 +136,12 @@ class UsageStore(SharedDatabase):
         try:
             yield
         except BaseException:
-            with self._transaction():
-                self._forget_runs(day, tenant, runs)
-                self._connection.execute(_ADD, (day, tenant, -len(runs), -size))
+            self._take_back(day, tenant, runs, size)
             raise
 
     def today(self) -> Sequence[Usage]:
         """Return the usage of the tenants that have sent the most bytes today, and of the others together."""
-        rows = self.execute(
+        rows = self._database.execute(
             "SELECT tenant, runs, bytes FROM usage WHERE day = ? ORDER BY bytes DESC, tenant", self._clock() // _DAY
         )
         found = {tenant: Usage(tenant, runs, size) for tenant, runs, size in rows[:MAX_TENANTS]}
@@ -131,30 +151,34 @@ class UsageStore(SharedDatabase):
         return list(found.values())
 
     def erase(self, tenant: str) -> None:
-        """Forget a tenant, so that the file has none of its bytes."""
-        with self._transaction():
+        """Forget a tenant. A file then has none of its bytes."""
+        with self._database.transaction() as execute:
             for table in ("usage", "counted_runs"):
-                self._connection.execute(f"DELETE FROM {table} WHERE tenant = ?", (tenant,))  # noqa: S608 constants
-        self.execute("VACUUM")
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                execute(f"DELETE FROM {table} WHERE tenant = ?", tenant)  # noqa: S608 constants
+        if isinstance(self._database, SharedDatabase):
+            self._database.compact()
 
     def _charge(self, day: int, tenant: str, runs: set[bytes], size: int) -> set[bytes]:
         """Count a request; return the runs that were not counted before."""
         quota = self.quotas.of(tenant)
-        with self._transaction():
-            execute = self._connection.execute
-            used = execute("SELECT runs, bytes FROM usage WHERE day = ? AND tenant = ?", (day, tenant)).fetchone()
-            used_runs, used_bytes = used or (0, 0)
-            insert = "INSERT OR IGNORE INTO counted_runs VALUES (?, ?, ?)"
-            new = {run for run in runs if execute(insert, (day, tenant, run)).rowcount}
+        with self._database.transaction() as execute:
+            ((used_runs, used_bytes),) = execute(_USED, day, tenant)
+            new = set(_insert_runs(execute, day, tenant, runs))
             if quota.runs and new and used_runs + len(new) > quota.runs:
                 raise self._exceeded(day, tenant, "runs", quota.runs, used_runs, len(new))
             if quota.bytes and used_bytes + size > quota.bytes:
                 raise self._exceeded(day, tenant, "bytes", quota.bytes, used_bytes, size)
-            execute(_ADD, (day, tenant, len(new), size))
-            execute(_FORGET, (day - 1, _FORGOTTEN))
-            execute("DELETE FROM usage WHERE day < ?", (day - 1,))
+            execute(_ADD, len(new), size, day, tenant)
+            for ended, other in execute(_OLDEST, day - 1):
+                if len(execute(_FORGET_RUNS, ended, other, _FORGOTTEN)) < _FORGOTTEN:
+                    execute("DELETE FROM usage WHERE day = ? AND tenant = ?", ended, other)
         return new
+
+    def _take_back(self, day: int, tenant: str, runs: set[bytes], size: int) -> None:
+        with self._database.transaction() as execute:
+            execute(_ADD, -len(runs), -size, day, tenant)
+            for run in runs:
+                execute("DELETE FROM counted_runs WHERE day = ? AND tenant = ? AND run = ?", day, tenant, run)
 
     def _exceeded(self, day: int, tenant: str, what: str, quota: int, used: int, more: int) -> RateLimited:
         reset = (day + 1) * _DAY
@@ -167,11 +191,13 @@ class UsageStore(SharedDatabase):
             hint=f"it resets at {rfc3339(reset)}",
         )
 
-    def _forget_runs(self, day: int, tenant: str, runs: set[bytes]) -> None:
-        rows = [(day, tenant, run) for run in runs]
-        self._connection.executemany("DELETE FROM counted_runs WHERE day = ? AND tenant = ? AND run = ?", rows)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock, translate_errors(self._path, self._hints), transaction(self._connection):
-            yield
+def _insert_runs(execute: Callable[..., list[Any]], day: int, tenant: str, runs: set[bytes]) -> Iterator[bytes]:
+    """Insert runs; yield those that were not there."""
+    left = list(runs)
+    while left:
+        some, left = left[:_AT_ONCE], left[_AT_ONCE:]
+        rows = ", ".join(["(?, ?, ?)"] * len(some))
+        insert = f"INSERT INTO counted_runs VALUES {rows} ON CONFLICT DO NOTHING RETURNING run"  # noqa: S608 marks only
+        for (run,) in execute(insert, *[value for each in some for value in (day, tenant, each)]):
+            yield run
