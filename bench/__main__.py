@@ -27,7 +27,6 @@ SECTIONS = (
     "encode",
     "export",
     "store",
-    "questions",
     "serve",
     "memory",
     "workers",
@@ -37,6 +36,7 @@ SECTIONS = (
     "tempo",
     "recorder",
     "peers",
+    "questions",
 )
 
 
@@ -59,8 +59,8 @@ def main(
     json_file: Path | None,
     page: Path | None,
 ) -> None:
-    """Measure SECTIONs (all without one): encode, export, store, questions, serve, memory, workers, pipe, remote,
-    jaeger, tempo, recorder, peers.
+    """Measure SECTIONs (all without one): encode, export, store, serve, memory, workers, pipe, remote, jaeger,
+    tempo, recorder, peers, questions.
 
     A ratio is the best round of one contestant by the best of the other, in one run in which they took turns; its range
     is that of single rounds. Absolute times are shown as they go, and say nothing on another machine.
