@@ -24,7 +24,7 @@
     ├── ServerBusy             this server has no room for the request; carries ``retry_after`` seconds
     ├── StoreError             a file of runspan's own, such as the embedded store, cannot be opened, read or written
     │   ├── StoreFull          no space is left for it
-    │   └── StateUnreachable   the database that servers share does not answer; carries ``retry_after`` seconds
+    │   └── StateUnreachable   a database that processes share does not answer; carries ``retry_after`` seconds
     └── ConfigError            an option, variable or URL is wrong
 """
 
@@ -159,7 +159,7 @@ class StoreFull(StoreError):
 
 
 class StateUnreachable(StoreError):
-    """The database with the keys, sessions and rate limits of several servers does not answer; carries ``retry_after``.
+    """The database in which several processes share a state does not answer; carries ``retry_after``.
 
     ``where`` is its address, without a password. ``got`` is what its client library says, which is for the log.
     """

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 
@@ -39,6 +39,10 @@ from support.cli import WAIT, runspan
 from support.receivers import Post
 from support.web import serving
 
+if TYPE_CHECKING:
+    from runspan.storage.postgres import PostgresDatabase
+
+Place: TypeAlias = "Path | PostgresDatabase"
 NOW = 1_800_000_000 * SECOND
 POLICY = SyncConfig(poll=15 * SECOND, heartbeat=5 * MINUTE)
 
@@ -142,7 +146,7 @@ def following(
     config = SyncConfig(follow=True, poll=SECOND // 5, rescan=rescan, heartbeat=heartbeat, grace=grace)
     begin = partial(_engine, source, target, checkpoint, config, clock=clock, log=log)
     with (
-        SyncService(lambda totals: begin(totals=totals), follow=True, log=log) as service,
+        SyncService(lambda totals: begin(totals=totals), follow=True, retry_max_time=0.0, log=log) as service,
         ThreadPoolExecutor(1) as thread,
     ):
         ended = thread.submit(service.run)

@@ -1,13 +1,16 @@
-"""The source, the target and the state file of a sync, new for each test."""
+"""The source, the target and the state of a sync, new for each test."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from support.sync import LocalServer, local_server
+from runspan.storage.shared import connect_postgres
+from runspan.sync.checkpoint import POSTGRES_SCHEMA
+from support.sync import LocalServer, Place, local_server
 
 
 @pytest.fixture
@@ -28,3 +31,15 @@ def target(tmp_path: Path) -> Iterator[LocalServer]:
 def checkpoint(tmp_path: Path) -> Path:
     """The state file of a sync that has not started."""
     return tmp_path / "checkpoint"
+
+
+@pytest.fixture(params=["file", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """Where a new state is: a file, and a database whose URL is in a file ``state.url``."""
+    if request.param == "file":
+        yield tmp_path / "cp"
+        return
+    url = request.getfixturevalue("postgres").database()
+    (tmp_path / "state.url").write_text(url)
+    with closing(connect_postgres(url, POSTGRES_SCHEMA)) as database:
+        yield database

@@ -14,13 +14,15 @@ import pytest
 
 from runspan.errors import ConfigError, StoreError
 from runspan.sync.checkpoint import Checkpoint, Due, ListPosition, TrackedRun, TrackState, sync_binding
+from support.sync import Place
 
+RUN_ID = "run_ü/\0/\\0/\\\\/😀"
 BINDING = sync_binding("http://a", "http://b/v1/traces")
 
 
 @contextmanager
-def opened(path: Path, binding: dict[str, str] = BINDING) -> Iterator[Checkpoint]:
-    with closing(Checkpoint(path, binding)) as checkpoint:
+def opened(place: Place, binding: dict[str, str] = BINDING) -> Iterator[Checkpoint]:
+    with closing(Checkpoint(place, binding)) as checkpoint:
         yield checkpoint
 
 
@@ -31,30 +33,33 @@ def save(checkpoint: Checkpoint, *runs: TrackedRun) -> None:
 
 
 def tracked_run() -> TrackedRun:
-    return TrackedRun("run_ü/1", 5, TrackState.OPEN, 7, 2, b"l", b"o", b"s", 1 << 62, b"a", True, 11, 13, "why", "wf_ü")
+    return TrackedRun(
+        RUN_ID, 5, TrackState.OPEN, 7, 2, b"l", b"o", b"s", 1 << 62, b"a", True, 11, 13, "why\\", "wf_ü\0"
+    )
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
-    """Each field of a run, and how far the list was read."""
+def test_everything_comes_back(place: Place) -> None:
+    """Each field of a run with any text, and how far the list was read."""
     position = ListPosition(1, 2, 3, 4, 5, "cursor", 6)
-    with opened(tmp_path / "cp") as checkpoint:
+    with opened(place) as checkpoint:
         save(checkpoint, tracked_run())
+        checkpoint.save_list_position("/", ListPosition(7))
         checkpoint.save_list_position("/", position)
         checkpoint.commit()
-    with opened(tmp_path / "cp") as checkpoint:
-        again = checkpoint.get(["run_ü/1", "unknown"])
+    with opened(place) as checkpoint:
+        again = checkpoint.get([RUN_ID, "unknown"])
         expected = tracked_run()
         expected.stored_state = TrackState.OPEN
-        assert again == {"run_ü/1": expected}
-        assert type(again["run_ü/1"].run_span_sent) is bool
+        assert again == {RUN_ID: expected}
+        assert type(again[RUN_ID].run_span_sent) is bool
         assert checkpoint.list_position("/") == position
         assert checkpoint.list_position("other") == ListPosition()
         assert checkpoint.counts == {TrackState.OPEN: 1}
 
 
-def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(tmp_path: Path) -> None:
+def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(place: Place) -> None:
     """Runs that are not due are in neither; a failed run is due by itself until it has failed too often."""
-    with opened(tmp_path / "cp") as checkpoint:
+    with opened(place) as checkpoint:
         save(
             checkpoint,
             *(TrackedRun(f"new_{time}", time) for time in (30, 10, 20)),
@@ -62,7 +67,7 @@ def test_the_backlog_comes_oldest_first_and_other_runs_by_their_due_time(tmp_pat
             TrackedRun("new_failing", 4, due=90, failures=4),
             TrackedRun("open_late", 1, TrackState.OPEN, due=80),
             TrackedRun("open_now", 2, TrackState.OPEN, due=0),
-            TrackedRun("changed", 3, TrackState.ENDED, due=0),
+            TrackedRun("changed", 3, TrackState.ENDED, due=-1),
             TrackedRun("ended", 3, TrackState.ENDED, due=None),
         )
 
@@ -118,14 +123,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     ],
 )
 def test_a_checkpoint_belongs_to_one_source_target_tenant_and_filter(
-    tmp_path: Path, other: dict[str, str], name: str
+    tmp_path: Path, place: Place, other: dict[str, str], name: str
 ) -> None:
     """The order of filters does not matter."""
-    with opened(tmp_path / "cp"):
+    with opened(place):
         pass
-    with pytest.raises(ConfigError, match=f"another {name}") as caught, opened(tmp_path / "cp", other):
+    with pytest.raises(ConfigError, match=f"another {name}") as caught, opened(place, other):
         pass
-    assert "--state-file" in str(caught.value)
+    assert "with --state" in str(caught.value)
     with opened(tmp_path / "two", sync_binding("a", "b", "", ("x", "y"))):
         pass
     with opened(tmp_path / "two", sync_binding("a", "b", "", ("y", "x"))):

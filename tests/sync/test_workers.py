@@ -23,11 +23,11 @@ from runspan.sync.checkpoint import Checkpoint, Due, TrackedRun, TrackState, syn
 from runspan.sync.context import HOUR, ListFilter, SyncConfig, SyncContext
 from runspan.sync.list_crawler import ListCrawler
 from runspan.sync.request_budget import RequestBudget, account_of
-from runspan.sync.worker_lock import WorkerLock
+from runspan.sync.worker_lock import FileLock
 from support.cli import WAIT, Running, running, runspan
 from support.faulty_platform import Faults, platform
 from support.receivers import Receiver, http_receiver
-from support.sync import LocalServer, eventually, recent_document, run_ids_of
+from support.sync import LocalServer, Place, eventually, make_directory, recent_document, run_ids_of
 
 BINDING = sync_binding("http://a", "http://b/v1/traces")
 BACKLOG = Due(backlog=True, until=0, retry_until=0, max_failures=3)
@@ -35,8 +35,8 @@ TRACKED = Due(backlog=False, until=0, retry_until=0, max_failures=3)
 RUNS = 120
 
 
-def workers(path: Path, number: int, stack: ExitStack) -> list[Checkpoint]:
-    return [stack.enter_context(closing(Checkpoint(path, BINDING))) for _ in range(number)]
+def workers(place: Place, number: int, stack: ExitStack) -> list[Checkpoint]:
+    return [stack.enter_context(closing(Checkpoint(place, BINDING))) for _ in range(number)]
 
 
 def ids(runs: list[TrackedRun]) -> list[str]:
@@ -51,9 +51,9 @@ def fill(checkpoint: Checkpoint, workflows: int = 4, runs: int = 3) -> None:
     checkpoint.commit()
 
 
-def test_one_worker_gets_the_oldest_runs_of_all_workflows(tmp_path: Path) -> None:
+def test_one_worker_gets_the_oldest_runs_of_all_workflows(place: Place) -> None:
     """Not those in progress, and in the order of their start, although a workflow is read in pieces."""
-    with closing(Checkpoint(tmp_path / "cp", BINDING)) as checkpoint:
+    with closing(Checkpoint(place, BINDING)) as checkpoint:
         fill(checkpoint, workflows=3, runs=100)
         taken: list[TrackedRun] = []
         while lot := checkpoint.due_runs(BACKLOG, 40, taken):
@@ -61,10 +61,10 @@ def test_one_worker_gets_the_oldest_runs_of_all_workflows(tmp_path: Path) -> Non
         assert [run.time for run in taken] == list(range(1, 301))
 
 
-def test_each_workflow_has_one_worker(tmp_path: Path) -> None:
+def test_each_workflow_has_one_worker(place: Place) -> None:
     """Each gets its share, what is released goes to the other, and what a closed one had too."""
     with ExitStack() as stack:
-        one, two = workers(tmp_path / "cp", 2, stack)
+        one, two = workers(place, 2, stack)
         fill(one)
         first = one.due_runs(BACKLOG, 100)
         one.commit()
@@ -82,10 +82,10 @@ def test_each_workflow_has_one_worker(tmp_path: Path) -> None:
         eventually(lambda: len({run.workflow for run in two.due_runs(BACKLOG, 100)}) == 4)
 
 
-def test_a_change_in_the_list_is_not_lost_while_another_worker_has_the_run(tmp_path: Path) -> None:
+def test_a_change_in_the_list_is_not_lost_while_another_worker_has_the_run(place: Place) -> None:
     """The run is fetched again, unless the fetched document is the one that the list shows by then."""
     with ExitStack() as stack:
-        lists, worker = workers(tmp_path / "cp", 2, stack)
+        lists, worker = workers(place, 2, stack)
         lists.save(TrackedRun("run", 1, list_fingerprint=b"old", workflow="wf"))
         lists.commit()
         for shown, fetched, again in ((b"new", b"old", ["run"]), (b"newer", b"newer", [])):
@@ -144,12 +144,12 @@ time.sleep(600)
 
 def test_a_number_has_one_worker(tmp_path: Path) -> None:
     """The lowest free one; its file is removed at the end."""
-    first, second = (WorkerLock(tmp_path / "cp") for _ in range(2))
+    first, second = (FileLock(tmp_path / "cp") for _ in range(2))
     assert (first.number, second.number) == (1, 2)
     assert [first.has_ended(number) for number in (1, 2, 3)] == [False, False, True]
     first.close()
     assert second.has_ended(1)
-    third = WorkerLock(tmp_path / "cp")
+    third = FileLock(tmp_path / "cp")
     assert third.number == 1
     for lock in (second, third):
         lock.close()
@@ -271,13 +271,13 @@ def test_resend_is_for_one_sync_alone(tmp_path: Path, source: LocalServer, targe
         assert "stop the others" in runspan(*args, code=2).stderr
 
 
-def test_a_list_counts_as_read_by_a_scan_that_started_later(tmp_path: Path) -> None:
+def test_a_list_counts_as_read_by_a_scan_that_started_later(tmp_path: Path, place: Place) -> None:
     """A sync that ends relies on the worker that reads the lists, once that has read each of them anew to its end."""
     filters = tuple(map(ListFilter, "ab"))
     now = [HOUR]
     began: list[str] = []
     with DeadLetters(str(tmp_path / "letters")) as letters, ExitStack() as stack:
-        checkpoints = workers(tmp_path / "cp", 2, stack)
+        checkpoints = workers(place, 2, stack)
 
         def crawler(checkpoint: Checkpoint, config: SyncConfig) -> ListCrawler:
             clock = {"clock": lambda: now[0], "monotonic": lambda: now[0]}
@@ -331,13 +331,16 @@ def workers_of(receiver: Receiver) -> dict[str, list[str]]:
 
 
 def test_two_syncs_divide_the_runs_and_one_continues_when_the_other_is_killed(
-    tmp_path: Path, source: LocalServer
+    tmp_path: Path, place: Place, source: LocalServer
 ) -> None:
     """Both send, no run is missing, and only what the killed one had not recorded is sent twice. New runs are found,
     although it was the killed one that read the list. Together they keep to the limit of requests."""
     path, per_minute, concurrency = tmp_path / "cp", 600, 2
+    state = ("--state-file", path) if isinstance(place, Path) else ("--state-url-file", tmp_path / "state.url")
 
     def stored(query: str) -> list[Any]:
+        if not isinstance(place, Path):
+            return place.execute(query)
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)) as connection:
             return connection.execute(query).fetchall()
 
@@ -348,14 +351,14 @@ def test_two_syncs_divide_the_runs_and_one_continues_when_the_other_is_killed(
     ):
 
         def started(service: str) -> Running:
-            args = ("sync", mock.url, "--endpoint", receiver.url, "--state-file", path, "--service-name", service)
+            args = ("sync", mock.url, "--endpoint", receiver.url, *state, "--service-name", service)
             options = ("--follow", "--poll", "1s", "--concurrency", concurrency, "--requests-per-minute", per_minute)
-            return stack.enter_context(running(*args, *options))
+            return stack.enter_context(running(*args, *options, cwd=make_directory(tmp_path / service)))
 
         one = started("one")
         eventually(lambda: bool(mock.paths) and stored("SELECT worker FROM lists") == [(1,)])
         two = started("two")
-        eventually(lambda: stored("SELECT number FROM workers") == [(1,), (2,)])
+        eventually(lambda: stored("SELECT number FROM workers ORDER BY 1") == [(1,), (2,)])
         names = [f"run_{number}" for number in range(RUNS)]
         source.fill(*(recent_document(name, workflowId=f"wf_{number % 6}") for number, name in enumerate(names)))
         eventually(lambda: all(workers_of(receiver).values()))

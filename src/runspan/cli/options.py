@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from runspan.errors import ConfigError
 from runspan.model.timestamps import MOMENT_FORMS, SECOND, UNITS, parse_moment
@@ -445,6 +446,38 @@ receiver = grouped(
 )
 """Pass ``receiver``, a ``ReceiverOptions``, to a command, which adds ``--retry-max-time`` and an option for
 ``export_concurrency``."""
+
+
+def state_url(*, default: str, help: str) -> Callable[[F], F]:
+    """``--state URL``, as ``state_url``, and ``--state-url-file``: a database; see ``read_state_url``."""
+    add_url = option(
+        "--state", "state_url", metavar="URL", default="", show_default=default, callback=_refuse_password, help=help
+    )
+    add_file = file("--state-url-file", show_default="the URL of --state", help="File with the URL of --state.")
+    return lambda command: add_url(add_file(command))
+
+
+def _refuse_password(ctx: click.Context, param: click.Parameter, url: str) -> str:
+    """Refuse a password in an argument: every process of the machine can read command lines."""
+    given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
+    if given and ("password=" in url or ":" in url.partition("://")[2].rpartition("@")[0]):
+        raise ConfigError(
+            where="--state",
+            expected="a URL without a password, as every process of this machine can read it",
+            got="one with a password",
+            hint="put the URL into RUNSPAN_STATE or --state-url-file, or the password into PGPASSWORD or ~/.pgpass",
+        )
+    return url
+
+
+def read_state_url(url: str, file: Path | None) -> str:
+    """Return the URL of the values of ``state_url``; "" if there is none."""
+    if file is None:
+        return url.strip()
+    url = read_secret(file, "the URL of a database", "--state-url-file")
+    if not url:
+        raise ConfigError(where=str(file), expected="the URL of a database", got="an empty file")
+    return url
 
 
 def read_secret(file: Path, what: str, flag: str) -> str:

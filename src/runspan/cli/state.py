@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-from click.core import ParameterSource
 
 from runspan.cli import options
 from runspan.errors import ConfigError, StoreError
@@ -32,11 +31,7 @@ class StateOptions:
 
     def connect(self) -> PostgresDatabase | None:
         """Connect to the database that several servers share; None if the state is in the files of ``data``."""
-        url, file = self.state_url.strip(), self.state_url_file
-        if file is not None:
-            url = options.read_secret(file, "the URL of a database", "--state-url-file")
-            if not url:
-                raise ConfigError(where=str(file), expected="the URL of a database", got="an empty file")
+        url = options.read_state_url(self.state_url, self.state_url_file)
         if not url:
             return None
         from runspan.web.shared_state import connect_shared_state  # noqa: PLC0415
@@ -64,34 +59,15 @@ class StateOptions:
             keys.close()
 
 
-def _refuse_password(ctx: click.Context, param: click.Parameter, url: str) -> str:
-    """Refuse a password in an argument: every process of the machine can read command lines."""
-    given = ctx.get_parameter_source(param.name or "") is ParameterSource.COMMANDLINE
-    if given and ("password=" in url or ":" in url.partition("://")[2].rpartition("@")[0]):
-        raise ConfigError(
-            where="--state",
-            expected="a URL without a password, as every process of this machine can read it",
-            got="one with a password",
-            hint="put the URL into RUNSPAN_STATE or --state-url-file, or the password into PGPASSWORD or ~/.pgpass",
-        )
-    return url
-
-
 state = options.grouped(
     "state",
     StateOptions,
     options.data,
-    options.option(
-        "--state",
-        "state_url",
-        metavar="URL",
-        default="",
-        show_default="files in --data",
-        callback=_refuse_password,
+    options.state_url(
+        default="files in --data",
         help="PostgreSQL database with the API keys, sessions and rate limits that several servers share, such as "
         "postgresql://runspan@db/runspan. A password only in the variable, or in --state-url-file.",
     ),
-    options.file("--state-url-file", show_default="the URL of --state", help="File with the URL of --state."),
 )
 """Pass ``state``, a ``StateOptions``, to a command."""
 

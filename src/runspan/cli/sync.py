@@ -11,9 +11,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from runspan.cli import options
 from runspan.cli.app import INCOMPLETE, INTERRUPTED, handle_signals, reduce_garbage_collection
@@ -23,13 +24,17 @@ from runspan.errors import ConfigError
 from runspan.model.document import RUN_STATUSES
 from runspan.model.timestamps import SECOND, UNITS
 from runspan.platform_api.client import ApiClient, PlatformClient, parse_api_url
-from runspan.sync.checkpoint import Checkpoint, sync_binding
+from runspan.storage.shared import connect_postgres
+from runspan.sync.checkpoint import POSTGRES_SCHEMA, Checkpoint, sync_binding
 from runspan.sync.context import ListFilter, SyncConfig, SyncTotals
 from runspan.sync.engine import SyncEngine
 from runspan.sync.report import SyncProgress, SyncReport, sync_samples
 from runspan.sync.request_budget import RequestBudget, account_of
 from runspan.sync.service import SyncService
 from runspan.telemetry import MetricsRegistry
+
+if TYPE_CHECKING:
+    from runspan.storage.postgres import PostgresDatabase
 
 KEY_VARIABLE: Final = "RUNSPAN_PLATFORM_API_KEY"
 REQUESTS_PER_MINUTE: Final = 900
@@ -49,6 +54,11 @@ _RATE_OVER: Final = 10.0
     help="Database in which the sync records each run. It belongs to one platform, receiver, tenant and filter. "
     "Several syncs on one machine may share it: they divide the runs by workflow, and one takes over from another that "
     "was killed.",
+)
+@options.state_url(
+    default="the file of --state-file",
+    help="PostgreSQL database in place of the file, which syncs on several machines may share, such as "
+    "postgresql://runspan@db/runspan. A password only in the variable, or in --state-url-file.",
 )
 @options.option(
     "--follow", is_flag=True, help="Continue until stopped: send new runs, and unfinished ones until they end."
@@ -90,7 +100,7 @@ _RATE_OVER: Final = 10.0
     "--requests-per-minute",
     default=REQUESTS_PER_MINUTE,
     help="Limit of requests to the platform, which allows 1000 reads a minute for a key; 0: no limit. Syncs that "
-    "share a state file and use the same key have it together.",
+    "share a state and use the same key have it together.",
 )
 @options.concurrency(default=8, help="Number of requests to the platform in flight.")
 @options.concurrency("--export-concurrency", help="Number of requests to the receiver in flight.")
@@ -145,6 +155,8 @@ def sync(
     receiver: options.ReceiverOptions,
     url: str,
     state_file: Path,
+    state_url: str,
+    state_url_file: Path | None,
     workflows: tuple[str, ...],
     statuses: tuple[str, ...],
     requests_per_minute: int,
@@ -157,8 +169,8 @@ def sync(
     """Fetch runs from the platform, and send them as traces.
 
     URL, or RUNSPAN_SYNC_URL, is that of the platform or of another runspan server, up to /api/v1. The sync reads the
-    list of runs, fetches each run, the oldest first, sends it to the receiver, and records it in the state file once
-    the receiver has it. It may be stopped or killed at any time: the next sync resumes there, and no run is lost or
+    list of runs, fetches each run, the oldest first, sends it to the receiver, and records it in its state once the
+    receiver has it. It may be stopped or killed at any time: the next sync resumes there, and no run is lost or
     duplicated.
 
     An unfinished run is sent as a snapshot, again and again until it ends, but each finished step only once; a finished
@@ -184,6 +196,9 @@ def sync(
     if config.resend and config.follow:
         hint = "stop the sync with --follow, run this one, and start it again"
         raise ConfigError(where="--resend", expected="a sync without --follow", got="--follow", hint=hint)
+    database_url = options.read_state_url(state_url, state_url_file)
+    if database_url and ctx.get_parameter_source("state_file") is not ParameterSource.DEFAULT:
+        raise ConfigError(where="--state-file", expected="no other state than that of --state", got=str(state_file))
     reduce_garbage_collection()
     config = replace(
         config,
@@ -197,7 +212,12 @@ def sync(
     base = parse_api_url("URL", url, key_variable=KEY_VARIABLE)
     key = partial(options.read_api_key, platform_key_file, variable=KEY_VARIABLE, flag="--platform-key-file")
     halted = threading.Event()
-    rate_limiter = RequestBudget(requests_per_minute, state_file, account=account_of(base, key()), sleep=halted.wait)
+    account = account_of(base, key())
+    resources = ExitStack()
+    place: Path | PostgresDatabase = state_file
+    if database_url:
+        place = resources.enter_context(closing(connect_postgres(database_url, POSTGRES_SCHEMA)))
+    rate_limiter = RequestBudget(requests_per_minute, place, account=account, sleep=halted.wait)
     key_hint = f"set {KEY_VARIABLE}, or --platform-key-file"
     binding = sync_binding(base, exporter_config.display_url, receiver.tenant, set(workflows), set(statuses))
 
@@ -208,6 +228,7 @@ def sync(
         return exporter
 
     with (
+        resources,
         closing(rate_limiter),
         DeadLetters(str(dead_letter or f"{state_file}.dead-letters.ndjson")) as dead_letters,
         progress_display(quiet=quiet or as_json, unit="runs", line_every=_LINE_EVERY) as display,
@@ -217,7 +238,7 @@ def sync(
         @contextmanager
         def start(totals: SyncTotals) -> Iterator[SyncEngine]:
             halted.clear()
-            with closing(Checkpoint(state_file, binding)) as checkpoint:
+            with closing(Checkpoint(place, binding)) as checkpoint:
                 checkpoint.spans.bind_receiver(exporter_config.identity)
                 yield SyncEngine(
                     config,
@@ -239,7 +260,9 @@ def sync(
                     on_progress=shown.update,
                 )
 
-        with SyncService(start, follow=config.follow, log=display.note) as service:
+        with SyncService(
+            start, follow=config.follow, retry_max_time=config.retry_max_time, log=display.note
+        ) as service:
             metrics.register(lambda: sync_samples(service.latest, config.retention))
             exported = options.export_metrics(metrics, metrics_listen, service_name=receiver.service_name, quiet=quiet)
             with handle_signals(service.stop), exported:

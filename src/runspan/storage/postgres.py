@@ -1,4 +1,4 @@
-"""``PostgresDatabase``: tables in PostgreSQL that several servers read and write at once.
+"""``PostgresDatabase``: tables in PostgreSQL that several processes read and write at once.
 
 A request must not wait long for a database that is away: connecting, and each transaction, have a time limit, also if
 the server or the network stops in the middle. While it cannot be connected, one request a second tries, and the others
@@ -11,31 +11,41 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.string import TextLoader
 
 from runspan.errors import ConfigError, StateUnreachable, StoreError
+from runspan.storage.database import PostgresSchema
 from runspan.system import require_posix
 
 TIMEOUT: Final = 5.0
 """Seconds for connecting, and for each transaction."""
 RETRY_PAUSE: Final = 1.0
 """Seconds after a failed connection during which no other is attempted."""
+LOST_AFTER: Final = 20.0
+"""Seconds after which a connection counts as lost if the other side, or the network, has vanished."""
+SESSION_TIMEOUT: Final = 300.0
+"""Seconds for a statement of a session, such as one that changes a million rows."""
+_SESSION_IDLE: Final = 30.0
+"""Seconds for which a session may leave a transaction alone. Then it ends, and others go on."""
 _MAX_CONNECTIONS: Final = 8
 """Of one process. A transaction takes about a millisecond."""
 _MAX_TEXT: Final = 300
 """Characters of what the client library says."""
 _SCHEMA_LOCK: Final = 0x72756E7370616E
 """Of advisory locks: who creates the tables."""
+_WRITE_LOCK: Final = 0x72756E737063
+"""The same: which session may change anything."""
 _MILLISECONDS: Final = int(TIMEOUT * 1000)
 _SETTINGS: Final = {
     "lock_timeout": _MILLISECONDS,
@@ -46,24 +56,27 @@ _SETTINGS: Final = {
 _DEFAULTS: Final[dict[str, str | int | None]] = {
     "application_name": "runspan",
     "target_session_attrs": "read-write",  # of several hosts the one that is no standby
+    "client_encoding": "utf8",
     "keepalives_idle": 10,
     "keepalives_interval": 3,
     "keepalives_count": 3,
+    "tcp_user_timeout": int(LOST_AFTER * 1000),
 }
+_SESSION_SETTINGS: Final = {
+    "lock_timeout": int(SESSION_TIMEOUT * 1000),
+    "statement_timeout": int(SESSION_TIMEOUT * 1000),
+    "idle_in_transaction_session_timeout": int(_SESSION_IDLE * 1000),
+    "synchronous_commit": "on",
+    # How the server notices that a client has vanished.
+    "tcp_keepalives_idle": 10,
+    "tcp_keepalives_interval": 3,
+    "tcp_keepalives_count": 3,
+    "tcp_user_timeout": int(LOST_AFTER * 1000),
+}
+
 _FORM: Final = "postgresql://USER@HOST:PORT/DATABASE"
 
 logger = logging.getLogger("runspan.state")
-
-
-@dataclass(frozen=True, slots=True)
-class PostgresSchema:
-    """The tables in one schema of a database, and their version."""
-
-    name: str
-    """Of the schema."""
-    version: int
-    tables: str
-    """The statements that create the tables, whose names are relative to the schema."""
 
 
 class _Link:
@@ -72,6 +85,7 @@ class _Link:
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self.connection = connection
         self.deadline = math.inf
+        self.timeout = TIMEOUT
         self.is_late = False
         """Whether it was interrupted."""
         self.socket = socket.socket(fileno=os.dup(connection.fileno()))
@@ -86,6 +100,10 @@ class _Link:
         except OSError:
             pass
         return True
+
+    def start(self, timeout: float) -> None:
+        """Interrupt it after so many seconds."""
+        self.timeout, self.deadline = timeout, time.monotonic() + timeout
 
     def interrupt(self) -> None:
         """End a wait of the thread that uses the connection."""
@@ -108,7 +126,7 @@ class PostgresDatabase:
         Raises ConfigError for another URL, StateUnreachable, and StoreError for tables of another version.
         """
         require_posix("a shared state in PostgreSQL", "state")
-        self._schema = schema
+        self.schema = schema
         self._conninfo, self.name, self._password = _parse(url, schema)
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
@@ -154,6 +172,19 @@ class PostgresDatabase:
         """See ``Database``."""
         return None
 
+    def session(self) -> PostgresSession:
+        """Return a connection of its own. Raises StateUnreachable."""
+        self._refuse_while_away()
+        link = self._connect()
+        try:
+            with self.answering(link):
+                for name, value in _SESSION_SETTINGS.items():
+                    _execute(link.connection, "SELECT set_config(?, ?, false)", name, str(value))
+        except BaseException:
+            self.give_back(link, reuse=False)
+            raise
+        return PostgresSession(self, link)
+
     def close(self) -> None:
         """Close all connections. Idempotent."""
         self._closed.set()
@@ -168,14 +199,21 @@ class PostgresDatabase:
         try:
             link = self._take_idle() or self._connect()
             try:
-                yield link.connection
-                self._answered()
-            except psycopg.Error as error:
-                raise self._translate(error, link) from error
+                with self.answering(link):
+                    yield link.connection
             finally:
-                self._give_back(link)
+                self.give_back(link)
         finally:
             self._slots.release()
+
+    @contextmanager
+    def answering(self, link: _Link) -> Iterator[None]:
+        """Translate the errors of a block that uses a connection, and note that it answers if there is none."""
+        try:
+            yield
+            self._answered()
+        except psycopg.Error as error:
+            raise self._translate(error, link) from error
 
     def _take_idle(self) -> _Link | None:
         while True:
@@ -213,14 +251,15 @@ class PostgresDatabase:
         return self._unreachable(reason)
 
     def _use(self, link: _Link) -> None:
-        link.deadline = time.monotonic() + TIMEOUT
+        link.start(TIMEOUT)
         self._used.add(link)
 
-    def _give_back(self, link: _Link) -> None:
+    def give_back(self, link: _Link, *, reuse: bool = True) -> None:
+        """Close a connection, or let another transaction use it."""
         status = link.connection.info.transaction_status
         with self._lock:
             self._used.remove(link)
-            if status is psycopg.pq.TransactionStatus.IDLE and not self._closed.is_set():
+            if reuse and status is psycopg.pq.TransactionStatus.IDLE and not self._closed.is_set():
                 self._idle.append(link)
                 return
         link.close()
@@ -253,12 +292,12 @@ class PostgresDatabase:
 
     def _translate(self, error: psycopg.Error, link: _Link) -> StoreError:
         if link.is_late:
-            return self._away(f"no answer within {TIMEOUT:g} seconds")
+            return self._away(f"no answer within {link.timeout:g} seconds")
         text = self._text(error)
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
             link.interrupt()  # it became a standby, and another host may take writes
             return self._unreachable(text)
-        if isinstance(error, psycopg.OperationalError):
+        if isinstance(error, psycopg.OperationalError) or link.connection.broken:
             return self._unreachable(text)
         self._answered()
         hint = "look at the log of PostgreSQL, and at the rights of the user on the schema"
@@ -268,10 +307,10 @@ class PostgresDatabase:
         with self._lock:
             self._failures += 1
         return StateUnreachable(
-            "the database with the API keys does not answer",
+            f"{self.schema.title} does not answer",
             where=self.name,
             got=reason,
-            hint="retry after the seconds in Retry-After; the server's log has the reason",
+            hint=self.schema.away,
             retry_after=RETRY_PAUSE,
         )
 
@@ -280,7 +319,7 @@ class PostgresDatabase:
         return (text.replace(self._password, "…") if self._password else text)[:_MAX_TEXT]
 
     def _create_or_check(self) -> None:
-        name, version = self._schema.name, self._schema.version
+        name, version = self.schema.name, self.schema.version
         with self.transaction() as execute:
             execute("SELECT pg_advisory_xact_lock(?)", _SCHEMA_LOCK)
             if not execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", name):
@@ -289,28 +328,129 @@ class PostgresDatabase:
             if not tables:
                 execute("CREATE TABLE format (version integer NOT NULL)")
                 execute("INSERT INTO format VALUES (?)", version)
-                execute(self._schema.tables)
+                execute(self.schema.tables)
             elif execute("SELECT to_regclass(?) IS NULL", f"{name}.format") == [(True,)]:
                 raise StoreError(
                     where=self.name,
                     expected=f"no schema {name!r}, or an empty one",
                     got="another application's schema",
-                    hint="create a database for runspan",
+                    hint=self.schema.hint,
                 )
             found = execute("SELECT version FROM format")
             if found != [(version,)]:
                 raise StoreError(
-                    "the shared state was written by another version of runspan",
+                    f"{self.schema.title} was written by another version of runspan",
                     where=self.name,
                     expected=f"format {version}",
                     got=f"format {found[0][0] if found else 'unknown'}",
-                    hint="use that version, or create another database",
+                    hint=f"use that version, or {self.schema.hint}",
                 )
+
+
+class PostgresSession:
+    """A ``Session`` in PostgreSQL. After an error it may only be closed.
+
+    As in SQLite, one transaction at a time changes anything, so what holds there holds here.
+    """
+
+    def __init__(self, database: PostgresDatabase, link: _Link) -> None:
+        self._database = database
+        self._link: _Link | None = link
+        self._connection = link.connection
+        self._connection.adapters.register_loader("text", _TextLoader)
+        link.deadline = math.inf
+
+    @property
+    def where(self) -> str:
+        """See ``Session``."""
+        return self._database.name
+
+    @property
+    def what(self) -> str:
+        """See ``Session``."""
+        return self._database.schema.title
+
+    @property
+    def hint(self) -> str:
+        """See ``Session``."""
+        return self._database.schema.hint
+
+    @property
+    def in_transaction(self) -> bool:
+        """See ``Session``."""
+        # Also when the connection is lost: a commit must not succeed then.
+        return self._connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE
+
+    def begin(self) -> None:
+        """See ``Session``."""
+        self.execute(f"BEGIN; SELECT pg_advisory_xact_lock({_WRITE_LOCK})")
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> psycopg.Cursor[Any]:
+        """See ``Session``."""
+        if self._link is None:
+            raise StoreError("the session is closed", where=self.where)
+        adapted = tuple(_to_postgres(value) for value in values)
+        with self.errors():
+            self._link.start(SESSION_TIMEOUT)
+            try:
+                return self._connection.execute(_translated(statement), adapted or None)
+            finally:
+                self._link.deadline = math.inf
+
+    def commit(self) -> None:
+        """See ``Session``."""
+        if self.execute("COMMIT").statusmessage != "COMMIT":
+            raise StoreError("the transaction has failed before", where=self.where)
+
+    def roll_back(self) -> None:
+        """See ``Session``."""
+        self.execute("ROLLBACK")
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """See ``Session``."""
+        if self._link is None:
+            yield
+            return
+        with self._database.answering(self._link):
+            yield
+
+    def flush(self) -> None:
+        """See ``Session``. A commit returns once it is on disk."""
+
+    def indexed_by(self, index: str) -> str:
+        """See ``Session``. PostgreSQL knows how many rows it would read."""
+        return ""
+
+    def close(self) -> None:
+        """See ``Session``."""
+        if self._link is not None:
+            self._database.give_back(self._link, reuse=False)
+            self._link = None
+
+
+class _TextLoader(TextLoader):
+    """Texts of ``_to_postgres``."""
+
+    def load(self, data: Any) -> Any:
+        text = str(super().load(data))
+        return re.sub(r"\\[0\\]", lambda match: "\0" if match[0] == r"\0" else "\\", text) if "\\" in text else text
+
+
+def _to_postgres(value: Any) -> Any:
+    """Return a value as SQLite takes it: any kind of whole number, and texts with any character."""
+    if isinstance(value, int):
+        return int(value)
+    return value.replace("\\", r"\\").replace("\0", r"\0") if isinstance(value, str) else value
+
+
+def _translated(statement: str) -> bytes:
+    return statement.replace("?", "%s").encode()
 
 
 def _execute(connection: psycopg.Connection[Any], statement: str, *values: object) -> list[Any]:
     # Without values it may be several statements.
-    cursor = connection.execute(statement.replace("?", "%s").encode(), values or None)
+    cursor = connection.execute(_translated(statement), values or None)
     return cursor.fetchall() if cursor.description else []
 
 

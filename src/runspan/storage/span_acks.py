@@ -1,4 +1,4 @@
-"""The state file of a sender, and in it the spans of unfinished runs that a receiver has and no snapshot sends again.
+"""The state of a sender, and in it the spans of unfinished runs that a receiver has and no snapshot sends again.
 
 A receiver may keep only the spans in the manifest of a run's newest revision, and it is not always known which revision
 reached it last. So a span is remembered from its acknowledgement on, and only as long as every revision that was sent
@@ -8,14 +8,13 @@ since then contains it. Forgetting is always safe: what is forgotten is sent aga
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import scrypt, sha256
-from pathlib import Path
 from typing import Any, Final
 
 from runspan.errors import ConfigError, StoreError
-from runspan.storage.sqlite_file import Schema, open_database, read_statements, translate_errors
+from runspan.storage.database import Rows, Session
+from runspan.storage.sqlite_file import read_statements
 
 KEEP: Final = 86_400 * 1_000_000_000
 """How long a span is remembered, in nanoseconds. Then an unfinished run sends it once more, since a backend may delete
@@ -23,9 +22,9 @@ it while the run needs it. The Collector does not count a span that ended more t
 
 SIZE: Final = 16
 TABLES: Final = read_statements(__package__, "span_acks.sql")
-"""The tables of every state file."""
+"""The tables of every state."""
 
-Execute = Callable[[str, Sequence[Any]], sqlite3.Cursor]
+Execute = Callable[[str, Sequence[Any]], Rows]
 
 
 def state_hints(without: str) -> dict[str, str]:
@@ -48,7 +47,7 @@ class SpanAcks:
     """The tables ``spans`` and ``receiver``. Any unique bytes name a run. Times are nanoseconds since 1970."""
 
     def __init__(self, execute: Execute) -> None:
-        """``execute``: runs a statement in the transaction of the file's owner, who commits it."""
+        """``execute``: runs a statement in the transaction of its owner, who commits it."""
         self._execute = execute
         self.has_removed = False
         """Whether ``retain_only`` has forgotten spans; the owner may set it back."""
@@ -107,33 +106,22 @@ class SpanAcks:
             self._execute("INSERT INTO receiver VALUES (?, ?)", (salt, known))
 
 
-class StateFile:
-    """What a sender remembers of runs, in a file that survives a kill at any moment. Used by one thread.
+class SenderState:
+    """What a sender remembers of runs, in a database that survives a kill at any moment. Used by one thread.
 
     The first change begins a transaction: what was done since the last ``commit`` is lost in a crash.
 
-    Raise ConfigError if the file has another binding, and StoreError if it cannot be opened, another process uses it
-    alone, another version wrote it, or it is damaged.
+    Raise ConfigError if it has another binding, and StoreError if it cannot be used or is damaged.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        schema: Schema,
-        binding: Mapping[str, str],
-        *,
-        exclusive: bool = True,
-        pragmas: tuple[str, ...] = (),
-    ) -> None:
-        """``binding``: names and values of what the file belongs to, such as its receiver.
+    def __init__(self, session: Session, binding: Mapping[str, str]) -> None:
+        """``session``: closed by ``close``, and if this fails.
 
-        ``exclusive``: whether no other process may use the file meanwhile.
+        ``binding``: names and values of what the state belongs to, such as its receiver.
         """
-        self.path = path
         self.spans = SpanAcks(self._run)
         """The spans of unfinished runs that the receiver has."""
-        self._schema = schema
-        self._connection = open_database(path, schema, exclusive=exclusive, pragmas=pragmas)
+        self._session = session
         try:
             self._begin()
             self._bind(binding)
@@ -145,64 +133,63 @@ class StateFile:
 
     def commit(self) -> None:
         """Commit, so that what was done survives a kill of the process."""
-        if self._connection.in_transaction:
-            self._all("COMMIT")
+        if self._session.in_transaction:
+            self._session.commit()
         if self.spans.has_removed:
             # Removed spans must not come back after a power cut: this waits until the removal is on the disk.
-            self._all("PRAGMA wal_checkpoint")
+            self._session.flush()
             self.spans.has_removed = False
 
     def roll_back(self) -> None:
         """Discard what is not committed."""
-        if self._connection.in_transaction:  # SQLite ends it itself after some errors
-            self._all("ROLLBACK")
+        if self._session.in_transaction:  # SQLite ends it itself after some errors
+            self._session.roll_back()
 
     def close(self) -> None:
-        """Close the file and discard what is not committed. Idempotent."""
-        self._connection.close()
+        """Close the database and discard what is not committed. Idempotent."""
+        self._session.close()
 
     def _bind(self, binding: Mapping[str, str]) -> None:
-        """Write the binding to a new file. Raise ConfigError when the file has another one."""
+        """Write the binding to a new database. Raise ConfigError when it has another one."""
         bound = dict(self._all("SELECT name, value FROM binding"))
         for name, value in binding.items():
             if not bound:
                 self._run("INSERT INTO binding VALUES (?, ?)", (name, value))
             elif bound.get(name) != value:
                 raise ConfigError(
-                    f"the state file belongs to another {name}",
-                    where=str(self.path),
+                    f"{self._session.what} belongs to another {name}",
+                    where=self._session.where,
                     expected=bound.get(name) or "none",
                     got=value or "none",
-                    hint=self._schema.hint,
+                    hint=self._session.hint,
                 )
 
     def _prepare(self) -> None:
-        """Prepare the file for this process, in the first transaction."""
+        """Prepare the state for this process, in the first transaction."""
 
     def _begin(self) -> None:
-        if not self._connection.in_transaction:
-            self._execute("BEGIN IMMEDIATE")
+        if not self._session.in_transaction:
+            self._session.begin()
 
-    def _run(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
-        """Execute a statement that may change the file."""
+    def _run(self, statement: str, values: Iterable[Any] = ()) -> Rows:
+        """Execute a statement that may change something."""
         self._begin()
         return self._execute(statement, values)
 
-    def _execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+    def _execute(self, statement: str, values: Iterable[Any] = ()) -> Rows:
         try:
-            with translate_errors(self.path, self._schema.hints):
-                return self._connection.execute(statement, tuple(values))
+            return self._session.execute(statement, values)
         except OverflowError:
             raise self._damaged("a number that no clock shows") from None
 
     def _all(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
         """Return the rows of a statement that changes nothing."""
-        with translate_errors(self.path, self._schema.hints):
+        with self._session.errors():
             return self._execute(statement, values).fetchall()
 
     def _damaged(self, got: str) -> StoreError:
-        expected, hint = self._schema.name, self._schema.hint
-        return StoreError("the file is damaged", where=str(self.path), expected=expected, got=got, hint=hint)
+        expected, where, hint = self._session.what, self._session.where, self._session.hint
+        return StoreError("the file is damaged", where=where, expected=expected, got=got, hint=hint)
 
 
 def _split(digests: bytes) -> list[bytes]:

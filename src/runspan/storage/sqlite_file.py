@@ -7,8 +7,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -165,6 +165,68 @@ class SharedDatabase:
 
     def _execute(self, statement: str, *values: object) -> list[Any]:
         return self._connection.execute(statement, values).fetchall()
+
+
+class SqliteSession:
+    """A ``Session`` of a file; for the parameters and errors see ``open_database``."""
+
+    def __init__(self, path: Path, schema: Schema, *, exclusive: bool = False, pragmas: tuple[str, ...] = ()) -> None:
+        self._path = path
+        self._schema = schema
+        self._connection = open_database(path, schema, exclusive=exclusive, pragmas=pragmas)
+
+    @property
+    def where(self) -> str:
+        """See ``Session``."""
+        return str(self._path)
+
+    @property
+    def what(self) -> str:
+        """See ``Session``."""
+        return self._schema.name
+
+    @property
+    def hint(self) -> str:
+        """See ``Session``."""
+        return self._schema.hint
+
+    @property
+    def in_transaction(self) -> bool:
+        """See ``Session``."""
+        return self._connection.in_transaction
+
+    def begin(self) -> None:
+        """See ``Session``."""
+        self.execute("BEGIN IMMEDIATE")
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> sqlite3.Cursor:
+        """See ``Session``. Raises OverflowError for a number of more than 64 bits."""
+        with self.errors():
+            return self._connection.execute(statement, tuple(values))
+
+    def commit(self) -> None:
+        """See ``Session``."""
+        self.execute("COMMIT")
+
+    def roll_back(self) -> None:
+        """See ``Session``."""
+        self.execute("ROLLBACK")
+
+    def errors(self) -> AbstractContextManager[None]:
+        """See ``Session``."""
+        return translate_errors(self._path, self._schema.hints)
+
+    def flush(self) -> None:
+        """See ``Session``."""
+        self.execute("PRAGMA wal_checkpoint").fetchall()
+
+    def indexed_by(self, index: str) -> str:
+        """See ``Session``. SQLite does not choose a partial index by itself if another one seems as good."""
+        return f" INDEXED BY {index}"
+
+    def close(self) -> None:
+        """See ``Session``."""
+        self._connection.close()
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""The sync use case: fetch runs from the platform, export them, and record in a state file what was acknowledged."""
+"""The sync use case: fetch runs from the platform, export them, and record in a state what was acknowledged."""

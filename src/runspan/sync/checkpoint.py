@@ -1,4 +1,4 @@
-"""The state file of a sync: what is known of each run between the platform and the receiver.
+"""The state of a sync: what is known of each run between the platform and the receiver.
 
 It survives a kill at any moment: a commit returns once it is on disk. Several processes, the workers, may share it. A
 worker leases a workflow while it fetches or sends runs of it, and one of them leases the lists. So at most one worker
@@ -16,12 +16,16 @@ from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from runspan.errors import StoreError
-from runspan.storage.span_acks import TABLES, StateFile, state_hints
-from runspan.storage.sqlite_file import Schema, read_statements, translate_errors
-from runspan.sync.worker_lock import WorkerLock
+from runspan.storage.database import PostgresSchema, Session, postgres_tables
+from runspan.storage.span_acks import TABLES, SenderState, state_hints
+from runspan.storage.sqlite_file import Schema, SqliteSession, read_statements, translate_errors
+from runspan.sync.worker_lock import FileLock, SessionLock, WorkerLock
+
+if TYPE_CHECKING:
+    from runspan.storage.postgres import PostgresDatabase
 
 
 class TrackState(IntEnum):
@@ -95,11 +99,19 @@ SCHEMA: Final = Schema(
     hint=_WITHOUT,
     hints=state_hints(_WITHOUT),
 )
+POSTGRES_SCHEMA: Final = PostgresSchema(
+    name="runspan_sync",
+    version=SCHEMA.version,
+    tables=postgres_tables(SCHEMA.tables),
+    title="the database with the state of syncs",
+    away="see whether PostgreSQL works there, and can be reached from here",
+    hint="name another database with --state: every run is fetched again, and none is doubled",
+)
 _COLUMNS: Final = tuple(field.name for field in fields(TrackedRun)[:15])
 """The columns of ``runs``; the remaining fields are not stored."""
 
 _SELECT: Final = f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE "  # noqa: S608  # only constants
-_INSERT: Final = f"INSERT OR IGNORE INTO runs VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+_INSERT: Final = f"INSERT INTO runs VALUES ({', '.join('?' * len(_COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
 _SAVED: Final = tuple(column for column in _COLUMNS if column not in ("run_id", "workflow", "due", "list_fingerprint"))
 _UPDATE: Final = (
     f"UPDATE runs SET {', '.join(f'{column} = ?' for column in _SAVED)}, "  # noqa: S608  # only constants
@@ -166,9 +178,9 @@ class Due:
         return self.until, self.max_failures, self.retry_until
 
     @property
-    def table(self) -> str:
-        """The table with the index by workflow, which SQLite does not choose by itself."""
-        return f"runs INDEXED BY runs_{'new' if self.backlog else 'known'}_by_workflow"
+    def index(self) -> str:
+        """The index by workflow."""
+        return f"runs_{'new' if self.backlog else 'known'}_by_workflow"
 
     @property
     def order(self) -> str:
@@ -176,23 +188,22 @@ class Due:
         return "time" if self.backlog else "due"
 
 
-class Checkpoint(StateFile):
-    """The state file. ``spans`` has the acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
+class Checkpoint(SenderState):
+    """The state. ``spans`` has the acknowledged step spans of OPEN runs, by ``TrackedRun.key``."""
 
-    def __init__(self, path: Path, binding: Mapping[str, str]) -> None:
-        with translate_errors(path, SCHEMA.hints):
-            self._worker = WorkerLock(path)
+    def __init__(self, place: Path | PostgresDatabase, binding: Mapping[str, str]) -> None:
+        """``place``: a file for the workers of this machine, or a database of ``POSTGRES_SCHEMA`` for those of many."""
+        session, self._worker = _open(place)
         self._leased: set[str] = set()
         self._known_workflows: set[str] = set()
         self._counted_at = 0.0
-        # A worker waits for the longest transaction of another one, such as that of ``resend`` for a million runs.
         self.counts: Counter[TrackState] = Counter()
         """How many runs have each state."""
+        super().__init__(session, binding)
         try:
-            super().__init__(path, SCHEMA, binding, exclusive=False, pragmas=("busy_timeout = 60000",))
             self.recount()
         except BaseException:
-            self._worker.close()
+            self.close()
             raise
 
     def recount(self, *, max_age: float = 0.0) -> None:
@@ -242,7 +253,7 @@ class Checkpoint(StateFile):
         self._run("UPDATE lists SET wanted = pages + 1")
 
     def close(self) -> None:
-        """See ``StateFile``. Everything that this worker has leased is free then."""
+        """See ``SenderState``. Everything that this worker has leased is free then."""
         with suppress(StoreError):  # another worker frees it
             if self._worker.is_held:
                 self.roll_back()
@@ -253,6 +264,8 @@ class Checkpoint(StateFile):
 
     def get(self, run_ids: Sequence[str]) -> dict[str, TrackedRun]:
         """Return those of the runs that are tracked, by id; for at most some hundreds of ids."""
+        if not run_ids:  # PostgreSQL has no empty list
+            return {}
         holders = ", ".join("?" * len(run_ids))
         return {run.run_id: run for run in self._runs(f"run_id IN ({holders})", run_ids)}
 
@@ -284,6 +297,7 @@ class Checkpoint(StateFile):
 
         It leases at most this worker's share of the workflows that have due runs and are not leased by others.
         """
+        table = f"runs{self._session.indexed_by(due.index)}"
         share = self._due_workflows(due)
         busy = Counter(run.workflow for run in in_progress)
         skipped = {run.run_id for run in in_progress}
@@ -300,7 +314,7 @@ class Checkpoint(StateFile):
                     break  # the next one of this workflow may come before those of the others
             elif self._lease(workflow):
                 limit_here = from_each + busy[workflow]
-                select = f"SELECT {due.order}, run_id FROM {due.table} WHERE workflow = ? AND {due.where} "  # noqa: S608
+                select = f"SELECT {due.order}, run_id FROM {table} WHERE workflow = ? AND {due.where} "  # noqa: S608
                 read = self._all(f"{select} ORDER BY {due.order} LIMIT ?", (workflow, *due.values, limit_here))
                 if len(read) == limit_here:
                     unread.add(workflow)
@@ -349,10 +363,12 @@ class Checkpoint(StateFile):
 
     def resend(self, since: int) -> None:
         """Send all acknowledged runs that started since then, or at an unknown time, once more, as the same spans."""
-        chosen = f"FROM runs WHERE state IN ({TrackState.ENDED:d}, {TrackState.OPEN:d}) AND (time >= ? OR time = 0)"
-        self._run(f"DELETE FROM spans WHERE run IN (SELECT CAST(run_id AS BLOB) {chosen})", (since,))  # noqa: S608
-        again = "UPDATE runs SET acked_digest = x'', due = 0, failures = 0 WHERE run_id IN (SELECT run_id "
-        self._run(f"{again}{chosen})", (since,))
+        chosen = "state = ? AND (time >= ? OR time = 0)"
+        for (run_id,) in self._all(f"SELECT run_id FROM runs WHERE {chosen}", (TrackState.OPEN, since)):  # noqa: S608
+            self.spans.forget(run_id.encode())
+        for state in (TrackState.ENDED, TrackState.OPEN):
+            again = "UPDATE runs SET acked_digest = ?, due = 0, failures = 0 WHERE "
+            self._run(again + chosen, (b"", state, since))
 
     def clamp_due(self, latest: int) -> None:
         """Fetch all runs that are due later than that at once."""
@@ -371,11 +387,13 @@ class Checkpoint(StateFile):
     def save_list_position(self, filter_name: str, position: ListPosition) -> None:
         """Store how far the list of a filter was read."""
         values = (filter_name, *astuple(position))
-        self._run("INSERT OR REPLACE INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        self._run("DELETE FROM list_positions WHERE filter = ?", (filter_name,))
+        self._run("INSERT INTO list_positions VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _due_workflows(self, due: Due) -> list[tuple[int, str]]:
         """Return this worker's share of the workflows with due runs, as (``Due.order`` of the first run, workflow)."""
-        first = f"SELECT {due.order} FROM {due.table} WHERE runs.workflow = workflows.workflow AND {due.where}"  # noqa: S608
+        table = f"runs{self._session.indexed_by(due.index)}"
+        first = f"SELECT {due.order} FROM {table} WHERE runs.workflow = workflows.workflow AND {due.where}"  # noqa: S608
         firsts = f"SELECT ({first} ORDER BY {due.order} LIMIT 1), workflow FROM workflows WHERE {_FREE}"  # noqa: S608
         found = sorted(row for row in self._all(firsts, (*due.values, self._worker.number)) if row[0] is not None)
         workers = len(self._other_workers()) + 1
@@ -394,7 +412,7 @@ class Checkpoint(StateFile):
     def _add(self, run: TrackedRun) -> None:
         if run.workflow not in self._known_workflows:
             self._known_workflows.add(run.workflow)
-            self._run("INSERT OR IGNORE INTO workflows VALUES (?, NULL)", (run.workflow,))
+            self._run("INSERT INTO workflows VALUES (?, NULL) ON CONFLICT DO NOTHING", (run.workflow,))
         run.stored_state = run.state
         self.counts[run.state] += self._run(_INSERT, [getattr(run, column) for column in _COLUMNS]).rowcount
 
@@ -409,7 +427,7 @@ class Checkpoint(StateFile):
         self._run("DELETE FROM workers WHERE number = ?", (number,))
 
     def _prepare(self) -> None:
-        """See ``StateFile``."""
+        """See ``SenderState``."""
         self._remove_worker(self._worker.number)  # one before, which was killed
         self._run("INSERT INTO workers VALUES (?)", (self._worker.number,))
 
@@ -423,3 +441,17 @@ class Checkpoint(StateFile):
     def _number(self, statement: str, values: Iterable[Any] = ()) -> int | None:
         value: int | None = self._all(statement, values)[0][0]
         return value
+
+
+def _open(place: Path | PostgresDatabase) -> tuple[Session, WorkerLock]:
+    if not isinstance(place, Path):
+        session = place.session()
+        return session, SessionLock(session)
+    with translate_errors(place, SCHEMA.hints):
+        lock = FileLock(place)
+    try:
+        # A worker waits for the longest transaction of another one, such as that of ``resend`` for a million runs.
+        return SqliteSession(place, SCHEMA, pragmas=("busy_timeout = 60000",)), lock
+    except BaseException:
+        lock.close()
+        raise

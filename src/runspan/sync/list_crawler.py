@@ -349,7 +349,7 @@ class ListCrawler:
     def _track(self, scan: ListScan, items: tuple[RunListItem, ...], now: int) -> None:
         """Store new and changed runs."""
         context = self._context
-        tracked = context.checkpoint.get([item.run_id for item in items]) if items else {}
+        tracked = context.checkpoint.get([item.run_id for item in items])
         for item in items:
             run = tracked.get(item.run_id)
             if run is None:

@@ -1,4 +1,4 @@
-"""``RequestBudget``: the limit of requests to the platform that all workers of a state file have together."""
+"""``RequestBudget``: the limit of requests to the platform that all workers of a state have together."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable
 from hashlib import scrypt
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
+from runspan.errors import StateUnreachable
 from runspan.http.retry import RateLimiter
 from runspan.storage.sqlite_file import SharedDatabase
 from runspan.sync.checkpoint import SCHEMA
+
+if TYPE_CHECKING:
+    from runspan.storage.postgres import PostgresDatabase
 
 _SLOTS: Final = 10
 """Parts of a second in which requests are counted together."""
@@ -22,9 +26,11 @@ _KEPT: Final = 60 * _SLOTS
 _WHERE: Final = "FROM requests WHERE account = ? AND slot BETWEEN ? AND ?"
 _TAKE: Final = (
     f"INSERT INTO requests SELECT ?, ?, 1 WHERE (SELECT coalesce(sum(count), 0) {_WHERE}) < ? "
-    "ON CONFLICT DO UPDATE SET count = count + 1 RETURNING 1"
+    "ON CONFLICT (account, slot) DO UPDATE SET count = requests.count + 1 RETURNING 1"
 )
 _FIRST: Final = f"SELECT min(slot) {_WHERE}"
+_LOCK: Final = 0x72756E737062
+"""An advisory lock of PostgreSQL: who counts."""
 
 
 def account_of(platform: str, key: str | None) -> bytes:
@@ -33,23 +39,26 @@ def account_of(platform: str, key: str | None) -> bytes:
 
 
 class RequestBudget(RateLimiter):
-    """A ``RateLimiter`` whose requests are counted in the state file, so also over restarts. A pause is its own.
+    """A ``RateLimiter`` whose requests are counted in the state, so also over restarts. A pause is its own.
 
+    While a database does not answer, it allows none.
+
+    - ``place``: see ``Checkpoint``.
     - ``account``: whose limit it is, as the platform has one for each API key; a digest of it.
-    - ``wall_clock``: seconds since 1970, of the machine on which all workers run.
+    - ``wall_clock``: seconds since 1970, of the machine on which all workers run. A database has its own.
     """
 
     def __init__(
         self,
         per_minute: int,
-        state_file: Path,
+        place: Path | PostgresDatabase,
         *,
         account: bytes,
         sleep: Callable[[float], object],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(per_minute, sleep=sleep)
-        self._state_file = state_file
+        self._place = place
         self._account = account
         self._wall_clock = wall_clock
         self._opening = threading.Lock()
@@ -58,7 +67,7 @@ class RequestBudget(RateLimiter):
         self._database: SharedDatabase | None = None
 
     def close(self) -> None:
-        """Close the file. Idempotent."""
+        """Close the state file. Idempotent."""
         if self._database is not None:
             self._database.close()
 
@@ -66,13 +75,24 @@ class RequestBudget(RateLimiter):
         """See ``RateLimiter``."""
         if not limit:
             return 0.0
+        if not isinstance(self._place, Path):
+            try:
+                with self._place.transaction() as execute:
+                    execute("SELECT pg_advisory_xact_lock(?)", _LOCK)
+                    now = execute("SELECT extract(epoch FROM clock_timestamp())::float8")[0][0]
+                    return self._take(execute, now, limit, window)
+            except StateUnreachable as error:
+                return error.retry_after or 1.0
         with self._opening:
             if self._database is None:
                 self._database = SharedDatabase(
-                    self._state_file, SCHEMA, pragmas=("synchronous = NORMAL", "busy_timeout = 60000")
+                    self._place, SCHEMA, pragmas=("synchronous = NORMAL", "busy_timeout = 60000")
                 )
-        execute = self._database.execute
-        slot = int(self._wall_clock() * _SLOTS)
+        return self._take(self._database.execute, self._wall_clock(), limit, window)
+
+    def _take(self, execute: Callable[..., list[Any]], now: float, limit: int, window: float) -> float:
+        """See ``_count``."""
+        slot = int(now * _SLOTS)
         begin = slot - int(window * _SLOTS)
         latest = slot + _KEPT  # others have counted since this slot was computed; later ones are of a clock set back
         if abs(slot - self._swept_at) >= _KEPT:

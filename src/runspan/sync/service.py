@@ -1,14 +1,15 @@
-"""A sync from its start to its end: one that follows begins again after an error, from its state file."""
+"""A sync from its start to its end: one that follows begins again after an error, where its state says."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Final, Self
 
-from runspan.errors import RunspanError, item_error
+from runspan.errors import RunspanError, StateUnreachable, item_error
 from runspan.sync.context import SyncTotals
 from runspan.sync.engine import SyncEngine
 from runspan.sync.report import SyncProgress, SyncReport
@@ -17,22 +18,24 @@ _FIRST_DELAY: Final = 1.0
 _MAX_DELAY: Final = 300.0
 
 Start = Callable[[SyncTotals], AbstractContextManager[SyncEngine]]
-"""Opens the state file, the platform and the receiver for one ``SyncEngine``."""
+"""Opens the state, the platform and the receiver for one ``SyncEngine``."""
 
 
 class SyncService:
-    """Run engines until one ends, or until ``stop``. Each begins where the state file says, as after a kill.
+    """Run engines until one ends, or until ``stop``. Each begins where the state says, as after a kill.
 
-    What is wrong from the start raises an error, also of a sync that follows: an option, the state file, the address of
-    the platform, its key. Once the platform has worked, a sync that follows ends only when it is stopped.
+    What is wrong from the start raises an error, also of a sync that follows: an option, the state, the address of the
+    platform, its key. Once the platform has worked, a sync that follows ends only when it is stopped.
 
     - ``start``: see ``Start``. The first engine is started at once.
+    - ``retry_max_time``: seconds for which one that does not follow waits for the database with the state.
     - ``log``: shows a line to the user.
     """
 
-    def __init__(self, start: Start, *, follow: bool, log: Callable[[str], None]) -> None:
+    def __init__(self, start: Start, *, follow: bool, retry_max_time: float, log: Callable[[str], None]) -> None:
         self._start = start
         self._follow = follow
+        self._retry_max_time = retry_max_time
         self._log = log
         self._totals = SyncTotals()
         self._stops: SimpleQueue[None] = SimpleQueue()  # a signal handler may put, which it may not with an Event
@@ -64,18 +67,24 @@ class SyncService:
             try:
                 return self._engine.run(), None
             except Exception as error:
-                if not (self._follow and self._engine.known_to_work):
+                is_away = isinstance(error, StateUnreachable)
+                if not (is_away or (self._follow and self._engine.known_to_work)):
                     if isinstance(error, RunspanError):
                         return self._engine.report(), error
                     raise
                 reason: RunspanError | None = item_error(error, "sync")
             if time.monotonic() - began > _MAX_DELAY:
                 failures = 0
-            report = self._last_report()
+            report, failed_at = self._last_report(), time.monotonic()
             while reason is not None:
                 failures += 1
                 delay = min(2.0 ** (failures - 1), _MAX_DELAY)
-                self._log(f"{reason}; beginning again in {delay:g} s, where the state file says")
+                if not self._follow:
+                    left = failed_at + self._retry_max_time - time.monotonic()
+                    if left <= 0 or not isinstance(reason, StateUnreachable):
+                        return replace(report, stopped=str(reason)), reason
+                    delay = min(delay, left)
+                self._log(f"{reason}; beginning again in {delay:g} s, where the state says")
                 if self._is_stopped_within(delay):
                     return report, None
                 reason = self._restart()

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 from runspan.model.document import Run, sort_time
 from runspan.model.span import run_ids
-from runspan.storage.span_acks import TABLES, StateFile, digest_of, state_hints
-from runspan.storage.sqlite_file import Schema, read_statements
+from runspan.storage.span_acks import TABLES, SenderState, digest_of, state_hints
+from runspan.storage.sqlite_file import Schema, SqliteSession, read_statements
 
 REMEMBER: Final = 90 * 86_400 * 1_000_000_000
 """How long a run is remembered after it was sent, in nanoseconds: longer than the platform keeps it on any plan."""
@@ -70,14 +70,15 @@ class SendPlan(NamedTuple):
     after_root: bool
 
 
-class WatchState(StateFile):
+class WatchState(SenderState):
     """The file. ``spans`` has the spans of unfinished runs, by trace id."""
 
     def __init__(self, path: Path, target: str, tenant: str) -> None:
         """``target``: the receiver and whose runs they are. What was sent elsewhere does not count."""
         self._tenant = tenant
         # Without an fsync for each commit a power cut may undo the last ones: those runs are sent again.
-        super().__init__(path, _SCHEMA, {"target": target}, pragmas=("synchronous = NORMAL",))
+        session = SqliteSession(path, _SCHEMA, exclusive=True, pragmas=("synchronous = NORMAL",))
+        super().__init__(session, {"target": target})
 
     def status(self, name: bytes, stat: FileStat) -> FileStatus | None:
         """Return what came of a file as it is now, or None when it was not processed."""
@@ -230,7 +231,7 @@ class WatchState(StateFile):
             after = rows[-1][0]
 
     def _prepare(self) -> None:
-        """See ``StateFile``."""
+        """See ``SenderState``."""
         unknown = "SELECT status FROM files WHERE status <> 0 AND status NOT BETWEEN 0 AND ?"
         if (row := self._run(unknown, (max(FileStatus),)).fetchone()) is not None:
             raise self._damaged(f"a file of status {row[0]}")

@@ -5,32 +5,22 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from runspan.errors import ConfigError
-from runspan.extras import missing_extra
+from runspan.storage.database import PostgresSchema
+from runspan.storage.shared import connect_postgres
 
 if TYPE_CHECKING:
     from runspan.storage.postgres import PostgresDatabase
 
-_SCHEMA_NAME: Final = "runspan"
 _VERSION: Final = 1
 
 
 def connect_shared_state(url: str) -> PostgresDatabase:
-    """Connect to PostgreSQL, and create the tables of keys, sessions, usage and ``SharedWindows`` if they do not exist.
-
-    Raises ConfigError for a URL that is none or without the extra ``postgres``, StateUnreachable if PostgreSQL does not
-    answer, and StoreError if its tables are not of this version.
-    """
-    try:
-        from runspan.storage.postgres import PostgresDatabase, PostgresSchema  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise missing_extra(error, "a shared state in PostgreSQL") from error
-    except ImportError as error:  # psycopg finds no libpq
-        raise ConfigError(
-            where="a shared state in PostgreSQL",
-            expected="psycopg with the library libpq",
-            got=" ".join(str(error).split())[:200],
-            hint="pip install 'runspan[postgres]'",
-        ) from error
-    tables = resources.files("runspan.web").joinpath("state.sql").read_text(encoding="utf-8")
-    return PostgresDatabase(url, PostgresSchema(_SCHEMA_NAME, _VERSION, tables))
+    """Connect to the database, for keys, sessions, usage and ``SharedWindows``; see ``connect_postgres``."""
+    schema = PostgresSchema(
+        name="runspan",
+        version=_VERSION,
+        tables=resources.files("runspan.web").joinpath("state.sql").read_text(encoding="utf-8"),
+        title="the database with the API keys",
+        away="retry after the seconds in Retry-After; the server's log has the reason",
+    )
+    return connect_postgres(url, schema)
