@@ -109,3 +109,11 @@ def jaeger_on_opensearch_by_otlp(server: JaegerOnOpenSearch) -> OpenSearchByOtlp
     reader = JaegerReader(remote_config(f"jaeger+{server.url}", env), services=("runspan",))
     first, now = time.time_ns() - LOOKBACK_DAYS * DAY, time.time_ns()
     return OpenSearchByOtlp(SettledReader(reader, server), delivery_to(server.otlp), finds=(first, now + DAY))
+
+
+def jaeger_on_opensearch_with_defaults(
+    server: JaegerOnOpenSearch, services: Sequence[str] | None = None, **env: str
+) -> OpenSearchByOtlp:
+    """Return a harness whose reader has the defaults, but for the services that it searches and these variables."""
+    reader = JaegerReader(remote_config(f"jaeger+{server.url}", env), services=services)
+    return OpenSearchByOtlp(SettledReader(reader, server), delivery_to(server.otlp))

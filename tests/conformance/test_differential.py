@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +14,7 @@ import pytest
 
 from conformance.harness import MS, SECOND, T0, Harness, StoreByOtlp, make_run, running
 from conformance.jaeger import jaeger_by_otlp
-from conformance.opensearch import jaeger_on_opensearch_by_otlp
+from conformance.opensearch import jaeger_on_opensearch_with_defaults
 from conformance.remote import tempo_by_otlp
 from conformance.sending import ByOtlp
 from runspan import Run
@@ -22,19 +24,19 @@ from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES
 
 RUNS = 600
 QUERIES = 300
-OPENSEARCH_QUERIES = 80
-"""Each run of each page is read by its id there."""
 SEED = 20261128
 DAY = 86_400 * SECOND
+START = time.time_ns() // DAY * DAY - 20 * DAY + T0 % DAY
+"""Of the first runs. Lately, because Jaeger on OpenSearch names every day since then in each search and each read."""
 
-pytestmark = [pytest.mark.campaign, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600)]
 
 
 def random_runs(chance: random.Random) -> list[Run]:
     """Return runs of a few workflows and all statuses over ten days, some at the same moment, some without times."""
     runs = []
     for number in range(RUNS):
-        at = T0 + chance.choice([chance.randrange(10 * DAY) // MS * MS, chance.randrange(20) * SECOND])
+        at = START + chance.choice([chance.randrange(10 * DAY) // MS * MS, chance.randrange(20) * SECOND])
         status = chance.choice(RUN_STATUSES)
         members = {"workflowId": chance.choice(["wf_a", "wf_b", f"wf_{number % 7}", "wf " + "x" * 600, ...])}
         if chance.random() < 0.1:
@@ -68,20 +70,20 @@ def random_step(chance: random.Random, number: int) -> dict[str, Any]:
 
 def random_query(chance: random.Random, tenant: str) -> RunQuery:
     """Return a query with any combination of filters."""
-    since = chance.choice([None, T0 + chance.randrange(10 * DAY)])
+    since = chance.choice([None, START + chance.randrange(10 * DAY)])
     several = tuple(chance.sample(RUN_STATUSES, 2))
     is_by_end = chance.random() < 0.2
-    ended_since = T0 + chance.randrange(10 * DAY) if is_by_end else None
+    ended_since = START + chance.randrange(10 * DAY) if is_by_end else None
     return RunQuery(
         tenant=tenant,
         workflow_id=chance.choice([None, None, "wf_a", "wf_3", "wf " + "x" * 600, "wf_absent"]),
         status=chance.choice([None, *TERMINAL_RUN_STATUSES] if is_by_end else [None, None, several, *RUN_STATUSES]),
         since=since,
-        until=chance.choice([None, None, (since or T0) + chance.randrange(1, 5 * DAY)]),
+        until=chance.choice([None, None, (since or START) + chance.randrange(1, 5 * DAY)]),
         ended_since=ended_since,
         ended_until=None if ended_since is None else chance.choice([None, ended_since + chance.randrange(1, 5 * DAY)]),
         limit=chance.choice([3, 7, 50, 200]),
-        cursor=chance.choice([None, None, None, Cursor(T0 + chance.randrange(10 * DAY), "run-300")]),
+        cursor=chance.choice([None, None, None, Cursor(START + chance.randrange(10 * DAY), "run-300")]),
         **random_filters(chance),
     )
 
@@ -101,12 +103,12 @@ def random_filters(chance: random.Random) -> dict[str, Any]:
 
 
 def items(reader: TraceReader, query: RunQuery) -> list[bytes]:
-    """Return the items of all pages."""
+    """Return the items of all pages. On a busy machine a list that reads all runs is in more of them."""
     found: list[bytes] = []
     while True:
         page = reader.search(query)
         found += page.items
-        assert all("longer ones were not searched" in note for note in page.partial), page.partial
+        assert all(note.endswith(("were not searched", "continues there")) for note in page.partial), page.partial
         if page.cursor is None:
             return found
         query = replace(query, cursor=page.cursor)
@@ -116,11 +118,11 @@ HARNESSES: Final[dict[str, Callable[[Any], ByOtlp]]] = {
     "tempo": tempo_by_otlp,
     "jaeger_memory": jaeger_by_otlp,
     "jaeger_badger": jaeger_by_otlp,
-    "jaeger_opensearch": jaeger_on_opensearch_by_otlp,
+    "jaeger_opensearch_90_days": partial(jaeger_on_opensearch_with_defaults, RUNSPAN_BACKEND_TIMEOUT="60"),
 }
 
 
-@pytest.fixture(params=[("tempo", "jaeger_memory", "jaeger_badger"), ("jaeger_opensearch",)], ids="-".join)
+@pytest.fixture(params=[("tempo", "jaeger_memory", "jaeger_badger"), ("jaeger_opensearch_90_days",)], ids="-".join)
 def backends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Harness]]:
     """Several backends at once, the embedded store first."""
     with SqliteStore(tmp_path, index=True) as store:
@@ -134,11 +136,10 @@ def test_all_backends_answer_alike(backends: dict[str, Harness], tenant: str) ->
     """The same ids and summaries in the same order, for every query."""
     chance = random.Random(SEED)
     runs = random_runs(chance)
-    count = OPENSEARCH_QUERIES if "jaeger_opensearch" in backends else QUERIES
-    queries = [random_query(chance, tenant) for _ in range(count)]
+    queries = [random_query(chance, tenant) for _ in range(QUERIES)]
     expected: list[list[bytes]] = []
     for name, harness in backends.items():
-        harness.send(*runs, tenant=tenant, observed_at=T0 + 11 * DAY)
+        harness.send(*runs, tenant=tenant, observed_at=START + 11 * DAY)
         answers = [items(harness.reader, query) for query in queries]
         expected = expected or answers
         for query, answer, wanted in zip(queries, answers, expected, strict=True):

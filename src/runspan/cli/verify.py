@@ -21,13 +21,14 @@ from runspan.cli.app import INCOMPLETE, handle_signals
 from runspan.cli.output import escape_control, hint_for, new_table, print_error, print_skipped, print_table
 from runspan.contracts import TraceReader, TraceWriter
 from runspan.delivery import ExporterConfig, RetryPolicy, connect, exporter_config
-from runspan.errors import BackendUnreachable, ConfigError, DocumentError
+from runspan.errors import BackendError, BackendRefused, BackendUnreachable, ConfigError, DocumentError
 from runspan.export import export
 from runspan.model.document import Run
 from runspan.otlp.protobuf_writer import Resource
 from runspan.sources import documents
 from runspan.verify import CANARY, Send, Sent, VerifyResult, canary
 from runspan.verify import verify as verify_runs
+from runspan.verify.diagnosis import JAEGER
 
 _CHECK_ENDPOINT: Final = "is this the address of an OTLP receiver, with this protocol?"
 _STYLES: Final = {"same": "green", "not in lists": "yellow"}
@@ -121,14 +122,30 @@ def verify(
             clock=time.monotonic,
             sleep=time.sleep,
         )
+    problem = _services_problem(backend)
     same = sum(result.result == "same" for result in results)
-    complete = same == len(results) and not refused
+    complete = same == len(results) and not refused and problem is None
     if as_json:
         summary = {"backend": backend.url, "complete": complete, "same": same, "refused": refused}
         click.echo(json.dumps(summary | {"runs": msgspec.to_builtins(results)}))
     else:
         _print(results, backend.url, same, refused)
+    if problem is not None:
+        raise problem
     ctx.exit(0 if complete else INCOMPLETE)
+
+
+def _services_problem(backend: options.BackendOptions) -> BackendRefused | None:
+    """Return why lists over a Jaeger fail that do not know the service of the runs, as the check does."""
+    if backend.kind == JAEGER:
+        with closing(backend.open_reader()) as reader:
+            try:
+                reader.check()
+            except BackendRefused as error:
+                return error
+            except BackendError:
+                pass  # it is busy or slow, which is not what is checked
+    return None
 
 
 def _send(

@@ -24,6 +24,16 @@ _NESTED_OBJECTS: Final = (
     "index.mapping.nested_objects.limit of Elasticsearch or OpenSearch, 10000 by default: a span with more attributes "
     "is dropped although the sender gets status 200"
 )
+MAX_DOC_COUNT: Final = 10_000
+"""Spans that Jaeger reads of a trace at once, by default, in Elasticsearch and OpenSearch."""
+_DOC_COUNT: Final = (
+    "max_doc_count of Elasticsearch and OpenSearch: of a trace with more spans, 10000 by default, some that start at "
+    "the same time are left out; set it, and index.max_result_window of the indices, to more than the largest run has"
+)
+_ALIASES: Final = (
+    "rollover aliases of Elasticsearch and OpenSearch: without jaeger-es-rollover init before the first span, nothing "
+    "that is written can be read"
+)
 _SPAN_AGE: Final = (
     "max_span_age of Elasticsearch and OpenSearch: a trace is read by its id from the days of this age only, 72h by "
     "default; as long as runs are kept"
@@ -118,6 +128,8 @@ def advice_on_damage(kind: str, damage: SpanDamage) -> tuple[str, ...]:
         lines.append(_MAX_BYTES)
     elif damage.missing and damage.nested_objects > MAX_NESTED_OBJECTS:
         lines.append(_NESTED_OBJECTS)
+    elif damage.missing and damage.expected > MAX_DOC_COUNT:
+        lines.append(_DOC_COUNT)
     elif damage.missing:
         lines.append("the ttl of Jaeger's storage, and its limit on a span's size: spans expire one by one")
     if damage.missing or damage.changed:
@@ -145,6 +157,7 @@ def advice_on_absence(kind: str, age: float, nested_objects: int = 0) -> tuple[s
         lines += [
             "max_traces of the memory storage: the oldest trace is removed first; ttl.spans of Badger",
             *([_SPAN_AGE] if age > DAY else []),
+            _ALIASES,
             "multi_tenancy: what is received over OTLP cannot be read by any tenant",
         ]
     return (*lines, _PATH)

@@ -77,6 +77,15 @@ def jaeger_opensearch(opensearch: OpenSearch, tmp_path_factory: pytest.TempPathF
         yield server
 
 
+@pytest.fixture(scope="session")
+def jaeger_opensearch_90_days(
+    opensearch: OpenSearch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[JaegerOnOpenSearch]:
+    """A Jaeger with its traces in an index for each day, which reads those of the last 90, as docs/backends.md says."""
+    with jaeger_on(opensearch, tmp_path_factory.mktemp("jaeger"), max_span_age="2160h") as server:
+        yield server
+
+
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[OwnPostgres]:
     """A PostgreSQL that a test may stop, if it starts it again."""

@@ -24,7 +24,7 @@ FIRST_DAY: Final = date(2024, 1, 1)
 IMAGE: Final = "opensearchproject/opensearch:2.19.6"
 _SETTINGS: Final = {"discovery.type": "single-node", "cluster.routing.allocation.disk.threshold_enabled": "false"}
 _MEMORY: Final = "-Xms512m -Xmx512m"
-_START_SECONDS: Final = 120.0
+_START_SECONDS: Final = 300.0
 """A Java program on a busy machine."""
 
 
@@ -56,8 +56,12 @@ class OpenSearch:
         """Change a setting, a template or an index."""
         httpx.put(f"{self.url}/{path}", json=content, timeout=60, trust_env=False).raise_for_status()
 
+    def post(self, path: str, content: Any) -> None:
+        """Have something done, such as a rollover."""
+        httpx.post(f"{self.url}/{path}", json=content, timeout=60, trust_env=False).raise_for_status()
+
     def delete(self, path: str) -> None:
-        """Delete a template."""
+        """Delete a template or an index."""
         httpx.delete(f"{self.url}/{path}", timeout=60, trust_env=False).raise_for_status()
 
     def stop(self) -> None:

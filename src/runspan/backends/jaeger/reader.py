@@ -69,7 +69,7 @@ from runspan.otlp.protobuf_writer import Resource
 
 CHECK_SECONDS: Final = 5.0
 LIST_SECONDS: Final = 60.0
-"""How long all searches for a list or a run may take together; each has the timeout of the config."""
+"""How long all requests for a list or a run may take together; each has the timeout of the config."""
 SCAN_SECONDS: Final = 10.0
 """How long a list searches that has to read all runs, before it ends with what it has found."""
 
@@ -83,6 +83,7 @@ _TOO_LONG_AGE: Final = (
     "http.max_initial_line_length of Elasticsearch or OpenSearch, or name the services of the runs in "
     "RUNSPAN_BACKEND_SERVICES"
 )
+_SLOW_RUN: Final = "name its services in RUNSPAN_BACKEND_SERVICES, and see whether Jaeger's storage is overloaded"
 _TRACES_OF_RUN: Final = 100
 """Traces with the id of one run: its own, those of its callers, and those of other tenants."""
 _STATUS, _TRIGGER = (
@@ -139,14 +140,22 @@ class JaegerReader:
         The run of a trace is the one asked for, because its trace id is derived from its id and tenant.
         """
         trace_id = trace_id_of(run_id, tenant)
+        deadline = self._monotonic() + LIST_SECONDS
         first: list[list[Span]] = []
+
+        def fetch() -> list[Span]:
+            if first:
+                return first.pop()
+            self._check_time(deadline, "the run", _SLOW_RUN)
+            return self.spans(trace_id)
+
         try:
             # Jaeger returns at once what it has stored, so only an incomplete trace is worth a retry.
             first.append(self.spans(trace_id))
-            verified = fetch_with_retry(lambda: first.pop() if first else self.spans(trace_id), self._sleep)
-            spans = self._searched_spans(run_id, trace_id) if verified.incomplete else []
+            verified = fetch_with_retry(fetch, self._sleep)
+            spans = self._searched_spans(run_id, trace_id, deadline) if verified.incomplete else []
         except (NotFound, TraceIncomplete) as error:
-            spans = self._searched_spans(run_id, trace_id)
+            spans = self._searched_spans(run_id, trace_id, deadline)
             if not spans:
                 raise (self._not_found(f"run {run_id!r}") if isinstance(error, NotFound) else error) from None
         return document_of(verify_run(spans) if spans else verified)
@@ -177,12 +186,13 @@ class JaegerReader:
     def run_spans(self, run_id: str, tenant: str = "") -> list[Span]:
         """See ``TraceReader``. The revision spans of a run lie at its start, which may be before ``max_span_age``."""
         trace_id = trace_id_of(run_id, tenant)
+        deadline = self._monotonic() + LIST_SECONDS
         try:
             spans = self.spans(trace_id)
         except NotFound:
             spans = []
         if not any(span.attributes().get(ROLE) in (ROLE_RUN, ROLE_REVISION) for span in spans):
-            spans = self._searched_spans(run_id, trace_id) or spans
+            spans = self._searched_spans(run_id, trace_id, deadline) or spans
         if not spans:
             raise self._not_found(f"run {run_id!r}")
         return spans
@@ -205,8 +215,7 @@ class JaegerReader:
             return self._monotonic() > began + SCAN_SECONDS
 
         def search_all(conditions: Sequence[_Condition], lo: int, hi: int, depth: int) -> list[Traces]:
-            if self._monotonic() > deadline:
-                raise self._late("the list", "ask for a later time, a workflow or a status")
+            self._check_time(deadline, "the list", "ask for a later time, a workflow or a status")
             searches = product(services, conditions)
             return [
                 _by_trace(
@@ -306,24 +315,24 @@ class JaegerReader:
             services = [*services, Resource().service_name]
         return services, search, limits
 
-    def _searched_spans(self, run_id: str, trace_id: bytes) -> list[Span]:
+    def _searched_spans(self, run_id: str, trace_id: bytes, deadline: float) -> list[Span]:
         """Return the spans of a run in Elasticsearch or OpenSearch, those before ``max_span_age`` too, by a search.
 
-        A trace is read there by its id from later days only. Empty for every other store.
+        A trace is read there by its id from later days only. Empty for every other store. deadline: seconds of the
+        monotonic clock; raise BackendTimeout after it.
         """
         if self._limits is not None and not self._limits.is_elastic:
             return []
+        self._check_time(deadline, "the run", _SLOW_RUN)
         now = self._clock() // 1000
         services, search, limits = self._searched(now)
         attributes = patterns({RUN_ID: run_id})
         if not limits.is_elastic or not attributes:
             return []
-        deadline = self._monotonic() + LIST_SECONDS
         spans = self._read_trace(trace_id.hex())
         for lo, hi in limits.ranges(now, self._http.config.lookback_days * DAY):
             for service in services:
-                if self._monotonic() > deadline:
-                    raise self._late("the run", "name its services in RUNSPAN_BACKEND_SERVICES")
+                self._check_time(deadline, "the run", _SLOW_RUN)
                 # A span that lies near the edge of a range is found in both.
                 known = {span.span_id for span in spans}
                 found = search(service, attributes, 0, lo, hi, _TRACES_OF_RUN)
@@ -365,9 +374,11 @@ class JaegerReader:
         except MalformedResponse:
             raise self._http.refused(response, WRONG_PATH) from None
 
-    def _late(self, what: str, hint: str) -> BackendTimeout:
-        expected = f"{what} within {LIST_SECONDS:g} seconds"
-        return BackendTimeout(where=self._http.name, expected=expected, got="a search that takes longer", hint=hint)
+    def _check_time(self, deadline: float, what: str, hint: str) -> None:
+        """Raise BackendTimeout after the deadline, seconds of the monotonic clock."""
+        if self._monotonic() > deadline:
+            expected = f"{what} within {LIST_SECONDS:g} seconds"
+            raise BackendTimeout(where=self._http.name, expected=expected, got="a search that takes longer", hint=hint)
 
     def _not_found(self, what: str) -> NotFound:
         return NotFound(
