@@ -1,4 +1,7 @@
-"""Tempo in the suite: an accepted run can be read by its id at once; a search waits until it is visible."""
+"""Tempo in the suite: an accepted run can be read by its id at once; a search waits until it is visible.
+
+A Tempo that the environment names may be one of several processes, which read from a topic what was accepted.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from runspan.backends.remote.config import remote_config
 from runspan.backends.tempo import TempoReader
 from runspan.codec.fields import REVISION
 from runspan.contracts import Document, Page, RunQuery, TraceReader
+from runspan.errors import NotFound
 from runspan.model.span import Span
 from support.servers import Tempo
 
@@ -67,17 +71,39 @@ class TempoByOtlp(ByOtlp):
 
     reader: WaitingReader
     hides_seconds: float = 2.0
+    reads_later: bool = False
 
     def send_spans(self, spans: Sequence[Span], tenant: str) -> None:
         super().send_spans(spans, tenant)
+        if self.reads_later:
+            self._wait_until_read(spans)
         revision_spans = {(span.trace_id.hex(), span.span_id.hex()) for span in spans if REVISION in span.attributes()}
         self.reader.sent.setdefault(tenant, set()).update(revision_spans)
+
+    def _wait_until_read(self, spans: Sequence[Span]) -> None:
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        sent: dict[bytes, set[bytes]] = {}
+        for span in spans:
+            sent.setdefault(span.trace_id, set()).add(span.span_id)
+        for trace_id, span_ids in sent.items():
+            while not span_ids <= self._span_ids(trace_id):
+                assert time.monotonic() < deadline, f"not read within {VISIBLE_SECONDS} seconds"
+                time.sleep(POLL_SECONDS)
+
+    def _span_ids(self, trace_id: bytes) -> set[bytes]:
+        try:
+            return {span.span_id for span in self.reader.spans(trace_id)}
+        except NotFound:
+            return set()
 
 
 def tempo_by_otlp(server: Tempo) -> TempoByOtlp:
     """Return the harness of a Tempo."""
-    reader = TempoReader(remote_config(f"tempo+{server.url}", {}))
-    return TempoByOtlp(WaitingReader(reader, partial(visible_revision_spans, server.url)), delivery_to(server.otlp))
+    reader = WaitingReader(
+        TempoReader(remote_config(f"tempo+{server.url}", {})), partial(visible_revision_spans, server.url)
+    )
+    is_named = server.program is None and server.container is None
+    return TempoByOtlp(reader, delivery_to(server.otlp), reads_later=is_named)
 
 
 def visible_revision_spans(url: str, tenant: str) -> RevisionSpanIds:

@@ -163,6 +163,18 @@ def test_an_error_of_a_server_that_is_starting_is_busy_too() -> None:
             reader.close()
 
 
+def test_a_live_store_that_lags_is_busy() -> None:
+    """What it has read is no list. Another error of a search is permanent."""
+    lagging = b"error querying live-stores in Querier.SearchRecent: rpc error: code = Unknown desc = "
+    for text, kind in ((b"cannot guarantee complete results", BackendBusy), (b"out of memory", BackendRefused)):
+        with serving(tempo((500, "text/plain", lagging + text))) as url:
+            reader = reader_of(url)
+            with pytest.raises(kind, match=f"Tempo at {url}") as caught:
+                reader.search(RunQuery())
+            assert getattr(caught.value, "retry_after", None) == (1 if kind is BackendBusy else None)
+            reader.close()
+
+
 def test_a_trace_that_is_found_by_the_second_request() -> None:
     """A response without spans that was on its way when the server became ready says nothing."""
     responses = [trace_response(), trace_response(*encode(RUN)), trace_response(), trace_response(*encode(RUN))]

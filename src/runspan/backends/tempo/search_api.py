@@ -20,7 +20,7 @@ from runspan.codec import fields
 from runspan.codec.attributes import run_template
 from runspan.codec.semconv import ERROR_TYPE, MODEL
 from runspan.contracts import RunQuery
-from runspan.errors import PARSE_ERRORS, BackendRefused, QueryUnsupported
+from runspan.errors import PARSE_ERRORS, BackendBusy, BackendRefused, QueryUnsupported
 from runspan.http.client import Response
 from runspan.model.document import SUMMARY_MEMBERS, TERMINAL_RUN_STATUSES
 from runspan.model.span import UNSET, Span, Value
@@ -443,6 +443,8 @@ _SPANS_PER_SET: Final = 4
 _MAX_LIMIT: Final = 262_144
 _RANGE_REFUSED: Final = re.compile(r"range specified by start and end exceeds (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _LIMIT_REFUSED: Final = re.compile(r"limit \d+ exceeds max limit (\d+)")
+_LAGGING: Final = "cannot guarantee complete results"
+"""What a live store says that has not read all of its topic up to the end of a search."""
 _READY_UNAVAILABLE: Final = frozenset({401, 403, 404, 405})
 """Statuses of ``/ready`` behind a gateway that exposes the query API only."""
 
@@ -554,7 +556,14 @@ class WindowSearcher:
             "spss": spans,
         }
         check_ready(self._http)
-        response = self._http.get("/api/search", parameters, accept_statuses=(400, 422))
+        response = self._http.get("/api/search", parameters, accept_statuses=(400, 422, 500))
+        if response.status == 500 and _LAGGING in response.text():
+            raise BackendBusy(
+                "its live stores have not read all that was sent",
+                where=self._http.name,
+                retry_after=1,
+                hint="retry; if it is always so, query_frontend.query_end_cutoff must not be negative",
+            )
         if response.status != 200:
             self._learn_limits(response)
             return None if limit <= self._max_limit else self._search(text, low, high, limit, spans)
