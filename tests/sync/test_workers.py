@@ -32,7 +32,7 @@ from support.sync import LocalServer, Place, eventually, make_directory, recent_
 BINDING = sync_binding("http://a", "http://b/v1/traces")
 BACKLOG = Due(backlog=True, until=0, retry_until=0, max_failures=3)
 TRACKED = Due(backlog=False, until=0, retry_until=0, max_failures=3)
-RUNS = 120
+RUNS = 60
 
 
 def workers(place: Place, number: int, stack: ExitStack) -> list[Checkpoint]:
@@ -220,6 +220,32 @@ def test_workers_have_one_budget_for_each_key(tmp_path: Path) -> None:
         now[0] -= 3600.0  # the clock is set back
         assert take(restarted, 200) == 100
     assert account_of("http://a", None) == b""
+
+
+def test_a_worker_knows_that_others_have_used_up_the_budget(tmp_path: Path) -> None:
+    """Not if it did so itself, and not for longer than it is used up."""
+    now = [1_800_000_000.0]
+
+    def budget() -> RequestBudget:
+        clock = {"wall_clock": lambda: now[0], "clock": lambda: now[0]}
+        return RequestBudget(600, tmp_path / "cp", account=b"a", sleep=lambda _: None, **clock)
+
+    def take(limiter: RequestBudget, number: int) -> int:
+        """Return how many of so many requests were allowed."""
+        asked = iter([False] * number + [True] * 9)
+        return sum(limiter.acquire(lambda: next(asked)) for _ in range(number))
+
+    with closing(budget()) as one, closing(budget()) as two:
+        assert take(one, 95) == 95
+        assert not one.is_contested
+        assert take(two, 9) == 5
+        assert two.is_contested
+        assert take(one, 1) == 0
+        assert not one.is_contested
+        now[0] += 60
+        assert not two.is_contested
+        assert take(two, 2) == 2
+        assert not two.is_contested
 
 
 def test_a_request_that_waited_for_the_file_counts_those_that_did_not(tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ class RateLimiter:
         with self._lock:
             return max(0.0, self._paused_until - self._clock())
 
+    @property
+    def is_contested(self) -> bool:
+        """Whether it refuses requests because others have used up a part of the limit."""
+        return False
+
     def pause(self, seconds: float) -> None:
         """Allow no request for this long, ``MAX_RETRY_AFTER`` at most. A shorter pause does not cut a longer one."""
         with self._lock:

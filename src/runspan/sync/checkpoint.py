@@ -292,10 +292,15 @@ class Checkpoint(SenderState):
         changed = f"UPDATE runs SET list_fingerprint = ?, time = ?{again} WHERE run_id = ?"  # noqa: S608
         self._run(changed, (run.list_fingerprint, run.time, run.run_id))
 
-    def due_runs(self, due: Due, limit: int, in_progress: Collection[TrackedRun] = ()) -> list[TrackedRun]:
+    def due_runs(
+        self, due: Due, limit: int, in_progress: Collection[TrackedRun] = (), *, latest: int | None = None
+    ) -> list[TrackedRun]:
         """Lease workflows, and return due runs of them in their order, except for those that are in progress.
 
-        It leases at most this worker's share of the workflows that have due runs and are not leased by others.
+        It leases at most this worker's share of the workflows that have due runs and are not leased by others, those
+        with the first runs.
+
+        ``latest``: the latest value of ``Due.order``; None: any.
         """
         table = f"runs{self._session.indexed_by(due.index)}"
         share = self._due_workflows(due)
@@ -307,7 +312,9 @@ class Checkpoint(SenderState):
         # A merge of the workflows. One is leased and read once its first run is the next one.
         heap: list[tuple[int, str, list[tuple[int, str]]]] = [(first, workflow, []) for first, workflow in share]
         while heap and len(found) < limit:
-            _, workflow, rows = heappop(heap)
+            first, workflow, rows = heappop(heap)
+            if latest is not None and first > latest:
+                break
             if rows:
                 found.append(rows.pop()[1])
                 if not rows and workflow in unread:
@@ -327,6 +334,10 @@ class Checkpoint(SenderState):
     def has_due(self, due: Due) -> bool:
         """Whether any run is due, also one that another worker fetches or sends at the moment."""
         return bool(self._all(f"SELECT 1 FROM runs WHERE {due.where} LIMIT 1", due.values))  # noqa: S608
+
+    def oldest_due(self, due: Due) -> int | None:
+        """Return the earliest start of the runs that are due, also of those that another worker has leased."""
+        return self._number(f"SELECT min(time) FROM runs WHERE {due.where}", due.values)  # noqa: S608
 
     def next_retry(self, max_failures: int) -> int | None:
         """Return the first ``due`` of the runs that failed, but fewer than ``max_failures`` times in a row."""

@@ -93,7 +93,9 @@ class SyncEngine:
             tenant=tenant,
             resource=resource,
         )
-        self._fetches = FetchQueue(self._context, self._sends.add)
+        self._fetches = FetchQueue(
+            self._context, self._sends.add, is_contested=lambda: platform.rate_limiter.is_contested
+        )
         self._lists = ListCrawler(self._context)
         self._monitor = SyncMonitor(self._context, platform, self._sends, self._lists, on_progress)
         self._stopping = False

@@ -20,7 +20,7 @@ from runspan.otlp.protobuf_writer import Resource
 from runspan.platform_api.schema import fingerprint_of_summary
 from runspan.storage.span_acks import digest_of
 from runspan.sync.checkpoint import AT_ONCE, Due, TrackedRun, TrackState
-from runspan.sync.context import MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
+from runspan.sync.context import HOUR, MAX_FAILURES, MAX_PAUSE, SyncConfig, SyncContext
 
 REFILL: Final = 200
 """Runs that ``FetchQueue`` reads from the checkpoint at once."""
@@ -33,6 +33,9 @@ MAX_BYTES: Final = 16 << 20
 
 _EMPTY_FOR: Final = 250_000_000
 """Nanoseconds for which an empty lane is not read again, unless the checkpoint has changed."""
+
+_AHEAD: Final = HOUR
+"""How much later than the oldest run of the backlog a run may have started that competes with it for requests."""
 
 _BACKLOG, _TRACKED = 0, 1
 
@@ -126,14 +129,18 @@ class FetchQueue:
 
     One lane is the backlog, the oldest run first, because the platform deletes it first. The other is that of tracked
     runs that are due again. While both have runs, they take turns. Runs of a workflow that another worker has leased
-    are left to it.
+    are left to it, and so are requests while they do not suffice for all, and it has much older runs.
 
     - ``send``: takes a document that the receiver does not have.
+    - ``is_contested``: see ``RateLimiter``.
     """
 
-    def __init__(self, context: SyncContext, send: Callable[[PlannedSend], None]) -> None:
+    def __init__(
+        self, context: SyncContext, send: Callable[[PlannedSend], None], *, is_contested: Callable[[], bool]
+    ) -> None:
         self._context = context
         self._send = send
+        self._is_contested = is_contested
         self._lanes: tuple[deque[TrackedRun], deque[TrackedRun]] = (deque(), deque())
         self._empty_until = [0, 0]
         self._next_lane = _TRACKED
@@ -247,11 +254,21 @@ class FetchQueue:
         runs, context = self._lanes[lane], self._context
         if runs or context.monotonic() < self._empty_until[lane]:
             return bool(runs)
-        runs.extend(context.checkpoint.due_runs(self._due(lane, now), REFILL, context.in_progress.values()))
+        due = self._due(lane, now)
+        latest = self._latest(due) if lane == _BACKLOG else None
+        runs.extend(context.checkpoint.due_runs(due, REFILL, context.in_progress.values(), latest=latest))
         context.in_progress.update({run.run_id: run for run in runs})
         if not runs:
             self._empty_until[lane] = context.monotonic() + _EMPTY_FOR
         return bool(runs)
+
+    def _latest(self, due: Due) -> int | None:
+        """Return the latest start of the runs to fetch, because of older runs that another worker has leased."""
+        checkpoint = self._context.checkpoint
+        if not (self._is_contested() and checkpoint.has_other_workers):
+            return None
+        oldest = checkpoint.oldest_due(due)
+        return None if oldest is None else oldest + _AHEAD
 
     def _due(self, lane: int, now: int) -> Due:
         follow = self._context.config.follow

@@ -56,15 +56,26 @@ class RequestBudget(RateLimiter):
         account: bytes,
         sleep: Callable[[float], object],
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(per_minute, sleep=sleep)
+        super().__init__(per_minute, sleep=sleep, clock=clock)
         self._place = place
         self._account = account
         self._wall_clock = wall_clock
         self._opening = threading.Lock()
+        self._refused_until = float("-inf")
+        """When the limit was not used up any more after the last refusal, and a second."""
         self._swept_at = 0
         """The slot in which this last deleted what is not kept."""
         self._database: SharedDatabase | None = None
+
+    @property
+    def is_contested(self) -> bool:
+        """See ``RateLimiter``. A tenth of the limit more or less is no difference."""
+        with self._lock:
+            now = self._clock()
+            own = sum(now - at < self._window for at in self._sent)
+            return now < self._refused_until and own < 0.9 * self._limit
 
     def close(self) -> None:
         """Close the state file. Idempotent."""
@@ -75,6 +86,17 @@ class RequestBudget(RateLimiter):
         """See ``RateLimiter``."""
         if not limit:
             return 0.0
+        delay = self._count_in_state(limit, window)
+        with self._lock:
+            now = self._clock()
+            if delay > 0:
+                self._refused_until = now + delay + 1.0
+            else:
+                self._sent.append(now)
+        return delay
+
+    def _count_in_state(self, limit: int, window: float) -> float:
+        """See ``_count``."""
         if not isinstance(self._place, Path):
             try:
                 with self._place.transaction() as execute:
