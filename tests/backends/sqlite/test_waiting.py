@@ -13,7 +13,7 @@ import pytest
 
 from conformance.harness import SECOND, T0, foreign_otlp, make_run, otlp
 from runspan import Run, encode
-from runspan.backends.sqlite import Limits, SqliteStore, ingest, queries
+from runspan.backends.sqlite import Limits, SqliteStore, changes, ingest, queries
 from runspan.codec.decode import verify_run
 from runspan.codec.fields import DIGEST
 from runspan.contracts import Document, RunQuery, WriteResult
@@ -261,14 +261,14 @@ def test_a_write_that_another_one_overtakes_is_prepared_again(tmp_path: Path, mo
         monkeypatch.setattr(ingest.Ingester, "_plan_document", overtaken)
         last = many_steps("r", 2, "last")
         assert store.put(last, observed_at=T0 + SECOND).changed
-        assert len(prepared) == ingest._ATTEMPTS + 1
+        assert len(prepared) == changes._ATTEMPTS + 1
         assert store.document("r") == Document(last.text)
         assert other.document("r") == Document(last.text)
 
 
 def test_a_request_in_several_transactions_is_whole(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of more spans, runs and bytes than one transaction takes is stored in parts."""
-    monkeypatch.setattr(ingest, "_PART_ROWS", 7)
+    monkeypatch.setattr(changes, "_PART_ROWS", 7)
     monkeypatch.setattr(ingest, "_PART_RUNS", 3)
     large = many_steps("large", 100)
     runs = [make_run(f"r{number}") for number in range(10)]

@@ -1,7 +1,5 @@
-"""Ingestion: what a write changes is prepared in the caller's thread and made in the writer's transaction.
+"""Ingestion: what a document or an OTLP request changes in each trace is prepared in the caller's thread.
 
-The transaction compares the state of the trace with the one that the changes were prepared from; if another write came
-first, they are prepared again. So no two writers decide on the same state, and what takes long delays no other writer.
 Almost always the request has all spans of a run that is not stored yet; then its row is all that is prepared. Otherwise
 the spans are merged with the stored ones. The steps that only the older of two revisions has are kept as fragments: a
 revision span that needs them may be on the way.
@@ -10,20 +8,20 @@ revision span that needs them may be on the way.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
-from threading import Lock
 from typing import Any, Final
 
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, TracesData
 
 from runspan.backends.sqlite import queries
+from runspan.backends.sqlite.changes import Changer, Changes, in_parts, read_state, state_of
 from runspan.backends.sqlite.compression import Compression
-from runspan.backends.sqlite.queries import REVISION_ROLES, FragmentRow, RunRow, StoredHead, StoredRow, Waiting
+from runspan.backends.sqlite.queries import REVISION_ROLES, RunRow, StoredRow, Waiting
 from runspan.backends.sqlite.retention import Retention
 from runspan.backends.sqlite.revision import (
     RecentRevisions,
@@ -40,7 +38,6 @@ from runspan.backends.sqlite.waiting import (
     Limits,
     ReadFragment,
     Relevant,
-    Size,
     can_wait,
     is_revision_span,
     relevant,
@@ -65,14 +62,11 @@ from runspan.model.span import Span, run_ids
 from runspan.otlp.protobuf_reader import ForeignSpan, ParsedRequest, ReceivedRun
 from runspan.otlp.protobuf_writer import span_bytes
 
-_ATTEMPTS: Final = 3
-"""How often changes are prepared outside of the transaction."""
 _FEW_OPEN: Final = 8
 """How many steps a revision may have beyond twice the spans that arrive together, and still be proved by these."""
 _PART_RUNS: Final = 100
 _PART_BYTES: Final = 1 << 20
-_PART_ROWS: Final = 500
-"""Runs, bytes of documents, and rows of spans that one transaction writes for one caller."""
+"""Runs and bytes of documents that one transaction writes for one caller."""
 _OWN_ROLES: Final = REVISION_ROLES | {ROLE_STEP}
 """The roles of the spans that a document is read from."""
 
@@ -110,70 +104,6 @@ class _Request:
     rejected: list[Rejection] = field(default_factory=list)
 
 
-_State = tuple[StoredHead | None, Waiting | None]
-"""What differs after each change of a trace: of its stored run and of the tenant's fragments."""
-
-
-@dataclass(slots=True)
-class _Changes:
-    """What a write changes in a trace, prepared from one state of it."""
-
-    trace_id: bytes
-    tenant: str
-    state: _State
-    reason: str | None = None
-    """Why the spans or the document are rejected."""
-    row: RunRow | None = None
-    resource: bytes | None = None
-    is_new: bool = False
-    """Whether the row has the document that was written."""
-    is_listed: bool = False
-    """Whether the stored row is listed where this one is."""
-    observation: tuple[int, int, int] | None = None
-    """Revision, time of observation and of writing of an unfinished run that was observed again."""
-    incomplete: tuple[tuple[str, ...], int, int] | None = None
-    """What is missing of newer revisions than the stored one, the start of its retention, the time of writing."""
-    inserted: list[FragmentRow] = field(default_factory=list)
-    deleted: list[int] = field(default_factory=list)
-    freed: Size = field(default_factory=Size)
-    """The size of what is deleted."""
-    hints: list[tuple[bytes | None, int | None, int]] = field(default_factory=list)
-
-
-_Plan = Callable[[sqlite3.Connection], _Changes]
-"""Prepares the changes of one trace from what is stored."""
-
-
-class TraceLocks:
-    """A lock for each trace that is being changed."""
-
-    def __init__(self) -> None:
-        self._guard = Lock()
-        self._locks: dict[bytes, tuple[Lock, int]] = {}
-        """The lock of a trace, and how many threads hold it or wait for it."""
-
-    @contextmanager
-    def hold(self, trace_ids: Iterable[bytes]) -> Iterator[None]:
-        """Hold the locks of traces while the block runs; all callers take them in the same order."""
-        with ExitStack() as stack:
-            for trace_id in sorted(trace_ids):
-                stack.callback(self._leave, trace_id)
-                stack.enter_context(self._enter(trace_id))
-            yield
-
-    def _enter(self, trace_id: bytes) -> Lock:
-        with self._guard:
-            lock, users = self._locks.get(trace_id, (Lock(), 0))
-            self._locks[trace_id] = lock, users + 1
-        return lock
-
-    def _leave(self, trace_id: bytes) -> None:
-        with self._guard:
-            lock, users = self._locks.pop(trace_id)
-            if users > 1:
-                self._locks[trace_id] = lock, users - 1
-
-
 @dataclass(frozen=True, slots=True)
 class Ingester:
     """Stores documents and OTLP requests."""
@@ -181,6 +111,7 @@ class Ingester:
     writer: GroupWriter
     readers: Callable[[], AbstractContextManager[sqlite3.Connection]]
     """Returns a connection that only reads."""
+    changer: Changer
     compression: Compression
     retention: Retention
     limits: Limits
@@ -190,7 +121,6 @@ class Ingester:
     """Return the revision of a stored run. Raise StoreError when it is damaged."""
     read_fragment: ReadFragment
     recent: RecentRevisions
-    locks: TraceLocks = field(default_factory=TraceLocks)
 
     # Documents.
 
@@ -209,7 +139,7 @@ class Ingester:
                 if self.writer.submit(partial(_store_new, row=row, tenant=tenant), tenant):
                     return WriteResult(count)
             plan = partial(self._plan_document, run=run, row=row, tenant=tenant, observed_at=observed_at)
-            (changes,) = self._change(tenant, {row.trace_id: plan})
+            (changes,) = self.changer.change(tenant, {row.trace_id: plan})
             reason = changes.reason
         if reason is not None:
             return WriteResult(0, (Rejection(f"run {run.id}", reason, count),))
@@ -217,7 +147,7 @@ class Ingester:
 
     def _plan_document(
         self, connection: sqlite3.Connection, *, run: Run, row: RunRow, tenant: str, observed_at: int
-    ) -> _Changes:
+    ) -> Changes:
         """Return what a document changes. It is not new if it is stored already, or outdated.
 
         row: its row, whose column ``document`` may be empty still: one that is stored already is not compressed again.
@@ -225,7 +155,7 @@ class Ingester:
         trace_id, now = row.trace_id, row.written_at
         stored = queries.stored_run(connection, trace_id)
         waiting = queries.waiting(connection, trace_id, tenant)
-        changes = _Changes(trace_id, tenant, _state(stored, waiting))
+        changes = Changes(trace_id, tenant, state_of(stored, waiting))
         if stored is None and waiting is None:
             changes.row, changes.is_new = self._with_document(row, run), True
             return changes
@@ -291,13 +221,12 @@ class Ingester:
         works: list[Callable[[sqlite3.Connection], list[_TraceSpans]]] = [
             partial(_store_complete, traces=part, tenant=tenant) for part in _parts(new)
         ]
-        for start in range(0, len(request.foreign), _PART_ROWS):
-            works.append(partial(_store_foreign, rows=request.foreign[start : start + _PART_ROWS]))
+        works += [partial(_store_foreign, rows=part) for part in in_parts(request.foreign)]
         others += chain.from_iterable(self.writer.submit_all(works, tenant))
         plans = {trace.trace_id: partial(self._plan_spans, request=request, trace=trace) for trace in others}
         rejected = [*received.rejected, *request.rejected]
         grown = partial(self._plan_recent, request, others)
-        for trace, changes in zip(others, self._change(tenant, plans, grown), strict=True):
+        for trace, changes in zip(others, self.changer.change(tenant, plans, grown), strict=True):
             if changes.reason:
                 rejected.append(Rejection(f"trace {trace.trace_id.hex()}", changes.reason, trace.count))
         return WriteResult(received.total - sum(item.spans for item in rejected), tuple(rejected))
@@ -438,12 +367,12 @@ class Ingester:
             digest=digest,
         )
 
-    def _plan_spans(self, connection: sqlite3.Connection, *, request: _Request, trace: _TraceSpans) -> _Changes:
+    def _plan_spans(self, connection: sqlite3.Connection, *, request: _Request, trace: _TraceSpans) -> Changes:
         """Return what the spans of a trace change."""
         trace_id, tenant = trace.trace_id, request.tenant
         stored = queries.stored_run(connection, trace_id)
         waiting = queries.waiting(connection, trace_id, tenant)
-        changes = _Changes(trace_id, tenant, _state(stored, waiting), resource=trace.resource)
+        changes = Changes(trace_id, tenant, state_of(stored, waiting), resource=trace.resource)
         # A sender that knows tenant and run id knows the trace id, so another tenant's spans are kept apart.
         is_other_tenant = stored is not None and stored.tenant != tenant
         if trace.row is not None and waiting is None:
@@ -464,7 +393,7 @@ class Ingester:
     def _plan_complete(
         self,
         connection: sqlite3.Connection,
-        changes: _Changes,
+        changes: Changes,
         request: _Request,
         trace: _TraceSpans,
         stored: StoredRow | None,
@@ -488,7 +417,7 @@ class Ingester:
         if is_newer:
             changes.row = _replacement(row, stored)
 
-    def _plan_recent(self, request: _Request, traces: Sequence[_TraceSpans]) -> Iterator[_Changes]:
+    def _plan_recent(self, request: _Request, traces: Sequence[_TraceSpans]) -> Iterator[Changes]:
         """Yield what changes in runs that grow and whose rows are known, without reading them.
 
         If a row has changed since, the transaction finds that, as for any other state.
@@ -497,13 +426,13 @@ class Ingester:
             recent = self.recent.get(trace.trace_id)
             if trace.row is None and recent is not None:
                 stored, base = recent
-                changes = _Changes(trace.trace_id, request.tenant, _state(stored, None), resource=trace.resource)
+                changes = Changes(trace.trace_id, request.tenant, state_of(stored, None), resource=trace.resource)
                 if self._plan_growth(changes, request, trace, stored, partial(_itself, base)):
                     yield changes
 
     def _plan_growth(
         self,
-        changes: _Changes,
+        changes: Changes,
         request: _Request,
         trace: _TraceSpans,
         stored: StoredRow,
@@ -549,7 +478,7 @@ class Ingester:
     def _plan_merge(
         self,
         connection: sqlite3.Connection,
-        changes: _Changes,
+        changes: Changes,
         request: _Request,
         trace: _TraceSpans,
         stored: StoredRow | None,
@@ -589,7 +518,7 @@ class Ingester:
 
     def _keep_waiting(
         self,
-        changes: _Changes,
+        changes: Changes,
         found: Relevant,
         kept: Sequence[Span],
         arrived: Sequence[Span],
@@ -611,7 +540,7 @@ class Ingester:
                 missing = found.missing.get(id(span))
                 changes.inserted.append(queries.fragment_row(span, changes.tenant, now, missing=missing, tried=tried))
 
-    def _keep_superseded(self, changes: _Changes, before: StoredRevision, after: StoredRevision, now: int) -> None:
+    def _keep_superseded(self, changes: Changes, before: StoredRevision, after: StoredRevision, now: int) -> None:
         """Keep the steps that a later revision does not have: a revision span that needs them may be on the way."""
         kept = superseded_steps(before, after)
         if kept is not None:
@@ -619,104 +548,12 @@ class Ingester:
             row = queries.superseded_row(changes.trace_id, changes.tenant, now, kept.step_ids, kept.time, frame)
             changes.inserted.append(row)
 
-    def _make_room(self, connection: sqlite3.Connection, changes: _Changes) -> None:
+    def _make_room(self, connection: sqlite3.Connection, changes: Changes) -> None:
         """Delete the oldest superseded steps of a run that has changed too often to keep all."""
         if any(row.kind == queries.SUPERSEDED for row in changes.inserted):
             ids, freed = surplus(connection, changes.trace_id, changes.tenant, self.limits)
             changes.deleted += ids
             changes.freed = changes.freed.plus(*freed)
-
-    # The transaction.
-
-    def _change(
-        self, tenant: str, plans: Mapping[bytes, _Plan], plan_recent: Callable[[], Iterable[_Changes]] = list
-    ) -> list[_Changes]:
-        """Prepare the changes of traces in this thread and make them; prepare those again that came too late.
-
-        plan_recent: prepares the changes of some of the traces from what was stored of them last.
-        The locks of the traces keep the writers of this process from changing them. Those of others may, and then the
-        changes are at last prepared in the transaction.
-        """
-        with self.locks.hold(plans):
-            made = {changes.trace_id: changes for changes in self._make(list(plan_recent()), tenant)}
-            for _ in range(_ATTEMPTS):
-                if len(made) == len(plans):
-                    break
-                with self.readers() as connection:
-                    planned = [plan(connection) for trace_id, plan in plans.items() if trace_id not in made]
-                made |= {changes.trace_id: changes for changes in self._make(planned, tenant)}
-            for trace_id in plans.keys() - made:
-                made[trace_id] = self.writer.submit(partial(self._plan_and_make, plan=plans[trace_id]), tenant)
-        return [made[trace_id] for trace_id in plans]
-
-    def _plan_and_make(self, connection: sqlite3.Connection, plan: _Plan) -> _Changes:
-        changes = plan(connection)
-        for start in range(0, max(len(changes.inserted), 1), _PART_ROWS):
-            changes.state = _read_state(connection, changes.trace_id, changes.tenant)
-            _, refusal = self._apply(connection, changes, start)
-            if refusal is not None:
-                changes.reason, changes.deleted = refusal, []
-        queries.delete_fragments(connection, changes.deleted)
-        return changes
-
-    def _make(self, planned: Sequence[_Changes], tenant: str) -> list[_Changes]:
-        """Make changes in transactions of bounded size. Return those that were made, or refused for good."""
-        made: list[_Changes] = []
-        waiting, start = list(planned), 0
-        while waiting:
-            works = [partial(self._apply, changes=changes, start=start) for changes in waiting]
-            start += _PART_ROWS
-            unfinished = []
-            for changes, (state, refusal) in zip(waiting, self.writer.submit_all(works, tenant), strict=True):
-                if refusal is not None:
-                    changes.reason, changes.deleted = refusal, []
-                    made.append(changes)
-                elif state is not None and changes.reason is None and start < len(changes.inserted):
-                    changes.state = state
-                    unfinished.append(changes)
-                elif state is not None:
-                    made.append(changes)
-            waiting = unfinished
-        # What waits no longer has no effect while it is there.
-        rest = [row_id for changes in made for row_id in changes.deleted[_PART_ROWS:]]
-        parts = [rest[start : start + _PART_ROWS] for start in range(0, len(rest), _PART_ROWS)]
-        self.writer.submit_all([partial(queries.delete_fragments, ids=part) for part in parts], tenant)
-        return made
-
-    def _apply(self, connection: sqlite3.Connection, changes: _Changes, start: int) -> tuple[_State | None, str | None]:
-        """Insert a part of the spans that wait; with the last of them, make the other changes.
-
-        Return the state of the trace then, None if it was not the expected one, and why the changes are refused.
-        """
-        trace_id, tenant, inserted = changes.trace_id, changes.tenant, changes.inserted
-        state = _read_state(connection, trace_id, tenant)
-        if state != changes.state:
-            return None, None
-        if changes.reason is None:
-            if inserted and not start:
-                of_tenant = queries.waiting_of_tenant(connection, tenant)
-                refusal = self.limits.waiting_refusal(inserted, changes.freed, state[1], of_tenant)
-                if refusal is not None:
-                    return None, refusal
-            if inserted:
-                queries.insert_fragments(connection, inserted[start : start + _PART_ROWS])
-            if start + _PART_ROWS < len(inserted):
-                return _read_state(connection, trace_id, tenant), None
-            if changes.hints:
-                queries.update_hints(connection, changes.hints)
-            if changes.observation is not None:
-                queries.update_observation(connection, trace_id, *changes.observation)
-            if changes.row is not None:
-                resource = changes.resource
-                resource_id = None if resource is None else queries.insert_resource(connection, resource)
-                row = changes.row._replace(resource_id=resource_id)
-                if not (changes.is_listed and queries.update_run(connection, row)):
-                    queries.upsert_runs(connection, [row])
-            if changes.incomplete is not None:
-                queries.update_incomplete(connection, trace_id, *changes.incomplete)
-        if changes.deleted:
-            queries.delete_fragments(connection, changes.deleted[:_PART_ROWS])
-        return state, None
 
 
 def _is_likely_new(row: RunRow) -> bool:
@@ -730,7 +567,7 @@ def _received_revision(received: ReceivedRun) -> StoredRevision:
 
 def _store_new(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool:
     """Store a run unless something of it is stored already. Return whether it was stored."""
-    if _read_state(connection, row.trace_id, tenant) != (None, None):
+    if read_state(connection, row.trace_id, tenant) != (None, None):
         return False
     queries.upsert_runs(connection, [row])
     return True
@@ -738,7 +575,7 @@ def _store_new(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool
 
 def _is_stored(connection: sqlite3.Connection, row: RunRow, tenant: str) -> bool:
     """Return whether a run is stored as it is, and nothing waits."""
-    head, waiting = _read_state(connection, row.trace_id, tenant)
+    head, waiting = read_state(connection, row.trace_id, tenant)
     return waiting is None and head is not None and (head.revision, head.digest) == (row.revision, row.digest)
 
 
@@ -777,14 +614,6 @@ def _parts(traces: Sequence[_TraceSpans]) -> Iterator[list[_TraceSpans]]:
 def _store_foreign(connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> list[_TraceSpans]:
     queries.insert_foreign(connection, rows)
     return []
-
-
-def _state(stored: StoredRow | None, waiting: Waiting | None) -> _State:
-    return None if stored is None else stored.head, waiting
-
-
-def _read_state(connection: sqlite3.Connection, trace_id: bytes, tenant: str) -> _State:
-    return queries.stored_head(connection, trace_id), queries.waiting(connection, trace_id, tenant)
 
 
 def _written_state(stored: StoredRevision) -> WrittenState:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from runspan import contracts
 from runspan.backends.sqlite import integrity, queries, retention
+from runspan.backends.sqlite.changes import Changer
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.index import Index, stats_reader
 from runspan.backends.sqlite.index.facts_index import damaged_run_ids
@@ -241,12 +242,14 @@ class SqliteStore:
             )
             self._index = Index(self.path.parent, self._writer, self._readers.connection, self._compression, keep=index)
             stack.pop_all()
+        limits = limits or Limits()
         self._ingester = Ingester(
             self._writer,
             self._readers.connection,
+            Changer(self._writer, self._readers.connection, limits),
             self._compression,
             self._retention,
-            limits or Limits(),
+            limits,
             arrival_clock,
             self._revision,
             self._fragment,
