@@ -16,6 +16,7 @@ from conformance.harness import SECOND, all_pages, ids, make_run, running
 from runspan import Run
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore, store
+from runspan.backends.sqlite.queries import DAY
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.timestamps import canonical_text
@@ -23,7 +24,7 @@ from runspan.web.app import create_app
 from support.cli import runspan
 from support.web import error_of, serving
 
-MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
+MILLISECOND, MINUTE, HOUR = SECOND // 1000, 60 * SECOND, 3600 * SECOND
 NOW = time.time_ns() // MINUTE * MINUTE
 
 
@@ -86,12 +87,28 @@ def test_few_ends_are_sorted_and_many_are_read_in_order(
     assert ids(filled.search(RunQuery(ended_since=NOW - HOUR, since=NOW - HOUR))) == ["new"]
 
 
+@pytest.mark.parametrize("most_sorted", [1, 10_000])
+def test_every_bound_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_sorted: int) -> None:
+    """The index of ends is sorted by the day alone."""
+    monkeypatch.setattr(store, "_MAX_SORTED", most_sorted)
+    midnight = NOW // DAY * DAY
+    ends = [day + rest for day in (midnight - DAY, midnight) for rest in (-MILLISECOND, 0, MILLISECOND)]
+    with SqliteStore(tmp_path) as opened:
+        for end in ends:
+            times = {"startedAt": canonical_text(end), "completedAt": canonical_text(end)}
+            opened.put(Run.from_dict({"id": f"r{end}", "status": "failed", "steps": [], **times}), observed_at=NOW)
+        for number, since in enumerate(ends):
+            for until in (*ends[number + 1 :], None):
+                expected = {f"r{end}" for end in ends if since <= end and (until is None or end < until)}
+                assert set(ids(opened.search(RunQuery(ended_since=since, ended_until=until)))) == expected
+
+
 def test_recent_ends_come_from_their_index(filled: SqliteStore) -> None:
     """The list of an alert does not read the runs that ended before."""
     connection = sqlite3.connect(filled.path)
     ((statement, values, _),) = store._statements(RunQuery(status="failed", ended_since=NOW - HOUR), few_ended=True)
     plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values))
-    assert "runs_by_end (ended>? AND ended<?)" in plan
+    assert "runs_by_end (<expr>>? AND <expr><?)" in plan
     connection.close()
 
 

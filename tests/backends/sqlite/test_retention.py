@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from threading import Thread
 
@@ -10,7 +12,7 @@ import pytest
 
 from conformance.harness import SECOND, T0, all_pages, foreign_otlp, ids, make_run, otlp, running
 from runspan import encode
-from runspan.backends.sqlite import SqliteStore
+from runspan.backends.sqlite import SqliteStore, retention
 from runspan.contracts import RunQuery
 from runspan.errors import NotFound, StoreError, TraceIncomplete
 from runspan.model.span import run_ids
@@ -279,3 +281,13 @@ def test_a_few_runs_are_always_deleted(tmp_path, clock):
     with SqliteStore(tmp_path, retention_days=30, max_expire_share=0.5, clock=clock) as store:
         assert store.expire(clock.now) == 10
         assert store.put(make_run("old"), observed_at=T0).rejected == ()
+
+
+def test_what_is_past_retention_comes_from_its_index(tmp_path):
+    """Neither counting it nor the next batch of it reads a run that is kept, or sorts."""
+    with SqliteStore(tmp_path) as store, closing(sqlite3.connect(store.path)) as connection:
+        for statement in (retention._OVERDUE, retention._EXPIRED):
+            values = [T0] * statement.count("?")
+            plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+            assert "INDEX runs_by_end (<expr><?)" in plan[0]
+            assert "TEMP B-TREE" not in " ".join(plan)

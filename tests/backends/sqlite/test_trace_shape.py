@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from conformance.harness import SECOND, T0, foreign_otlp, make_run, otlp, write_spans
 from runspan import Run, TraceIncomplete, encode
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.queries import fingerprint
-from runspan.backends.sqlite.retention import DAY
+from runspan.backends.sqlite.queries import DAY, fingerprint
 from runspan.codec.fields import ROLE, ROLE_ATTEMPT, ROLE_LIVE, ROLE_OPEN_STEP, TEXT_KEY
 from runspan.contracts import RunQuery
 from runspan.model.span import Event, Span, run_ids

@@ -100,6 +100,12 @@ class StoredRow(NamedTuple):
         )
 
 
+DAY: Final = 86_400 * 1_000_000_000
+"""Nanoseconds."""
+ENDED_BEFORE: Final = f"ended / {DAY} <= ? / {DAY} AND ended < ?"
+ENDED_WITHIN: Final = f"ended / {DAY} BETWEEN ? / {DAY} AND ? / {DAY} AND ended >= ? AND ended < ?"
+"""Conditions on the time of the end, whose values are given twice: ``runs_by_end`` is sorted by the day alone."""
+
 _HEAD: Final = f"SELECT {', '.join(StoredHead._fields)} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _LIVE: Final = frozenset(status.encode() for status in LIVE_RUN_STATUSES)
 _WORKFLOW_KEY_BYTES: Final = 4

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
-from runspan.backends.sqlite.queries import waiting
+from runspan.backends.sqlite.queries import DAY, ENDED_BEFORE, waiting
 from runspan.backends.sqlite.writer import GroupWriter, free_pages
 from runspan.errors import StoreError, StoreFull
 from runspan.model.span import run_ids
@@ -22,7 +22,6 @@ from runspan.model.span import run_ids
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-DAY: Final = 86_400 * 1_000_000_000
 _BATCH: Final = 500
 _SMALL_BATCHES: Final = (20, 1)
 _VACUUM_PAGES: Final = 400
@@ -32,7 +31,10 @@ _FEW_RUNS: Final = 10
 """So many are always deleted: when a store has only a handful of runs, any of them is a large share."""
 _DRIFT: Final = 300 * 1_000_000_000
 """Nanoseconds by which two clocks may differ that advance together."""
-_OVERDUE: Final = "SELECT (SELECT count(*) FROM runs WHERE ended < ?), (SELECT count(*) FROM runs)"
+_OVERDUE: Final = f"SELECT count(*), (SELECT count(*) FROM runs) FROM runs INDEXED BY runs_by_end WHERE {ENDED_BEFORE}"  # noqa: S608 constants
+_EXPIRED: Final = (
+    f"SELECT trace_id FROM runs INDEXED BY runs_by_end WHERE {ENDED_BEFORE} ORDER BY ended / {DAY}, id LIMIT ?"  # noqa: S608 constants
+)
 
 
 # Expiry.
@@ -92,7 +94,7 @@ class Retention:
         if self._days is None:
             return None
         cutoff, uptime = now - int(self._days * DAY), self._monotonic()
-        overdue, runs = connection.execute(_OVERDUE, (cutoff,)).fetchone()
+        overdue, runs = connection.execute(_OVERDUE, (cutoff, cutoff)).fetchone()
         is_steady = self._confirmed is not None and cutoff - self._confirmed[0] <= uptime - self._confirmed[1] + _DRIFT
         if is_steady or overdue <= self._max_share * runs:
             self._confirmed = cutoff, uptime
@@ -167,13 +169,12 @@ def _submit(writer: GroupWriter, delete: _Deletion[T]) -> T:
 
 def _delete_runs(connection: sqlite3.Connection, limit: int, *, cutoff: int) -> int | None:
     """Delete a batch of runs with their traces; return how many runs it had, None if it had more spans than a batch."""
-    expired = "SELECT trace_id FROM runs WHERE ended < ? ORDER BY ended LIMIT ?"
     for table in ("foreign_spans", "fragments"):
-        spans = f"SELECT id FROM {table} WHERE trace_id IN ({expired}) LIMIT ?"  # noqa: S608 constants
+        spans = f"SELECT id FROM {table} WHERE trace_id IN ({_EXPIRED}) LIMIT ?"  # noqa: S608 constants
         delete = f"DELETE FROM {table} WHERE id IN ({spans})"  # noqa: S608 constants
-        if connection.execute(delete, (cutoff, limit, limit)).rowcount == limit:
+        if connection.execute(delete, (cutoff, cutoff, limit, limit)).rowcount == limit:
             return None
-    return connection.execute(f"DELETE FROM runs WHERE trace_id IN ({expired})", (cutoff, limit)).rowcount  # noqa: S608 constants
+    return connection.execute(f"DELETE FROM runs WHERE trace_id IN ({_EXPIRED})", (cutoff, cutoff, limit)).rowcount  # noqa: S608 constants
 
 
 def _delete_spans(writer: GroupWriter, table: str, cutoff: int, condition: str = "runs.id IS NULL") -> None:

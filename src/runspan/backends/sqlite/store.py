@@ -79,9 +79,7 @@ _MAX_MESSAGE: Final = 300
 """Characters of an error's message in statistics."""
 MAX_STUCK_WORKFLOWS: Final = 100
 """How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
-_ENDED: Final = (
-    "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE ended >= ? AND ended < ? LIMIT ?)"
-)
+_ENDED: Final = f"SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE {queries.ENDED_WITHIN} LIMIT ?)"  # noqa: S608 a constant
 _MAX_SORTED: Final = 10_000
 """Runs that a list by the time of the end sorts. With more, so many of the newest runs are in it that it is read in its
 own order."""
@@ -353,7 +351,7 @@ class SqliteStore:
                 return self._search_index(query)
             except DamagedIndex:  # it was made anew
                 return self._search_index(query)
-        few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query), _MAX_SORTED))[0] < _MAX_SORTED
+        few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query) * 2, _MAX_SORTED))[0] < _MAX_SORTED
         statements = _statements(query, few_ended=few_ended)
         notes: list[str] = []
         with self._readers.connection() as connection, ExitStack() as opened:
@@ -763,8 +761,8 @@ def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended:
         bound.append(min(query.stuck_before, MAX_NS))
     if query.is_by_end:
         index = "runs_by_end" if few_ended else index
-        conditions.append("ended >= ? AND ended < ?")
-        bound += _end_range(query)
+        conditions.append(queries.ENDED_WITHIN)
+        bound += _end_range(query) * 2
     if query.since is not None:
         conditions.append("time >= ?")
         bound.append(min(query.since, MAX_NS))
