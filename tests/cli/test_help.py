@@ -170,8 +170,9 @@ def test_a_duration_has_a_unit() -> None:
 
 
 OF_OTHERS = {
-    "--build", "--config", "--constraint", "--enable-feature", "--external-url", "--full", "--output",
-    "--profile", "--reports", "--site", "--strict", "--volumes", "--wait",
+    "--bootstrap-server", "--build", "--config", "--constraint", "--create", "--enable-feature", "--external-url",
+    "--full", "--output", "--partitions", "--profile", "--replication-factor", "--reports", "--site", "--strict",
+    "--topic", "--volumes", "--wait",
 }  # fmt: skip
 """Options of other programs that the documentation names."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
