@@ -170,9 +170,10 @@ def test_a_duration_has_a_unit() -> None:
 
 
 OF_OTHERS = {
-    "--build", "--conditions", "--config", "--constraint", "--enable-feature", "--external-url", "--full", "--output",
-    "--profile", "--replicas", "--reports", "--rollover", "--shards", "--site", "--strict", "--unit", "--unit-count",
-    "--volumes", "--wait",
+    "--bootstrap-server", "--build", "--conditions", "--config", "--constraint", "--create", "--enable-feature",
+    "--external-url", "--full", "--output", "--partitions", "--profile", "--replicas", "--replication-factor",
+    "--reports", "--rollover", "--shards", "--site", "--strict", "--topic", "--unit", "--unit-count", "--volumes",
+    "--wait",
 }  # fmt: skip
 """Options of other programs that the documentation names."""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
