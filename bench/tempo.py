@@ -42,6 +42,8 @@ _DAYS: Final = 7
 _LATEST: Final = 2**32 - 1
 _PAGES: Final = 40
 _VISIBLE_SECONDS: Final = 1800
+_TIMEOUT: Final = 120
+"""Seconds for one request."""
 _MANY: Final = 1_000_000
 _AT_ONCE: Final = 10_000
 """Runs that one search counts. Tempo ends a response after half a minute."""
@@ -148,9 +150,9 @@ class _Tempo:
     """A Tempo, by the reader and by its own requests."""
 
     def __init__(self, url: str, tenant: str) -> None:
-        self.reader = TempoReader(remote_config(url, {}))
+        self.reader = TempoReader(remote_config(url, {"RUNSPAN_BACKEND_TIMEOUT": str(_TIMEOUT)}))
         self._tenant = tenant
-        self._http = httpx.Client(base_url=url.removeprefix("tempo+"), trust_env=False, timeout=120)
+        self._http = httpx.Client(base_url=url.removeprefix("tempo+"), trust_env=False, timeout=_TIMEOUT)
 
     def list(self, query: RunQuery) -> None:
         """Read a page by the reader; RuntimeError if it is not full."""
