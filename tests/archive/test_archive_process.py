@@ -135,11 +135,14 @@ def test_a_run_that_changes_while_it_is_archived_is_never_purged(tmp_path: Path,
                     break
                 text = ended[run_id][:-1] + b',"correctedBy":"somebody"}'
                 answer = client.post("/api/v1/runs", content=text, headers={"content-type": "application/json"})
+                if answer.status_code == 503:  # the store waited too long for the other process
+                    continue
                 assert answer.status_code in {200, 201}
                 corrected[run_id] = text
             assert child.process.wait(WAIT) == 0
             report = json.loads(child.wait_for("{").string)
         left = everything(url, tmp_path / "data")
+    assert corrected
     archive = held(report["archive"])
     assert archive.keys() == ended.keys()
     for run_id, text in archive.items():

@@ -57,7 +57,7 @@ class Staying(Bench):
 
     def again(self, **options: str) -> None:
         """Kill the process and start another one."""
-        self.state._connection.close()
+        self.state._session.close()
         self._options = options
         self.open()
 
@@ -178,7 +178,7 @@ def test_what_was_sent_before_the_start_is_moved(bench: Staying, done: Path) -> 
 
 def test_what_a_killed_process_left_hidden_is_put_back(bench: Staying, store: SqliteStore, done: Path) -> None:
     """With or without --done-dir, and though it was sent to another receiver."""
-    bench.state._connection.close()
+    bench.state._session.close()
     for name in ("a.json", "b.json"):
         bench.write(f"{PREFIX}{name}", run(name[0]))
     bench.write("b.json", run("c"))

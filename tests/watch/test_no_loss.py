@@ -18,7 +18,7 @@ import pytest
 from runspan import Run
 from runspan.errors import StoreError
 from runspan.sources import filesystem
-from runspan.storage.span_acks import StateFile
+from runspan.storage.span_acks import SenderState
 from runspan.sync.checkpoint import Checkpoint, sync_binding
 from runspan.telemetry.registry import REJECTED, WATCH_PENDING
 from runspan.watch.poller import MAX_QUIET_WAIT, DirectoryPoller, file_stat
@@ -397,7 +397,7 @@ def test_a_damaged_state_file_is_an_error(tmp_path: Path) -> None:
 def test_a_state_file_that_cannot_be_used_names_itself_and_what_to_do(tmp_path: Path, kind: str) -> None:
     """It is no store: there is no backup of it and no retention; without it everything is sent once more."""
 
-    def opened(path: Path) -> StateFile:
+    def opened(path: Path) -> SenderState:
         return WatchState(path, "t", "") if kind == "watch" else Checkpoint(path, sync_binding("s", "t"))
 
     with closing(opened(tmp_path / "state")):

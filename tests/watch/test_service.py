@@ -201,7 +201,7 @@ def test_an_old_file_that_is_read_again_takes_nothing_back(bench: Bench, store: 
     bench.poll()
     bench.write("2.json", run("a"))
     bench.poll()
-    bench.state._connection.execute("DELETE FROM files")
+    bench.state._session.execute("DELETE FROM files")
     bench.poll(3)
     assert stored(store, "a") == run("a")
     assert bench.sent() == 2
@@ -359,10 +359,10 @@ def test_old_state_is_forgotten(tmp_path: Path) -> None:
         state.plan_send(Run.from_dict(run("new")), NOW + REMEMBER)
         (tmp_path / "goes.json").unlink()
         state.expire(str(tmp_path), NOW + REMEMBER + 1)
-        names = state._connection.execute("SELECT name FROM files").fetchall()
+        names = state._session.execute("SELECT name FROM files").fetchall()
         assert names == [(b"stays.json",)]
-        assert state._connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
-        assert state._connection.execute("SELECT count(*) FROM versions").fetchone() == (1,)
+        assert state._session.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+        assert state._session.execute("SELECT count(*) FROM versions").fetchone() == (1,)
 
 
 def test_a_round_is_bounded(tmp_path: Path) -> None:
