@@ -29,7 +29,7 @@ DAY = 86_400 * SECOND
 START = time.time_ns() // DAY * DAY - 20 * DAY + T0 % DAY
 """Of the first runs. Lately, because Jaeger on OpenSearch names every day since then in each search and each read."""
 
-pytestmark = [pytest.mark.campaign, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
 
 
 def random_runs(chance: random.Random) -> list[Run]:
