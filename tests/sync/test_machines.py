@@ -200,3 +200,25 @@ def test_a_sync_that_waits_in_vain_for_the_database_ends(
                 own_postgres.start()
             syncing.read_to_the_end()
     assert any("the database with the state of syncs does not answer" in line for line in syncing.lines)
+
+
+@pytest.mark.parametrize("kind", ["disk_full", "check_violation"])
+def test_a_database_that_refuses_what_is_stored_ends_the_sync(
+    tmp_path: Path, source: LocalServer, postgres: Postgres, kind: str
+) -> None:
+    """With its own words. A disk may have space again, so that is tried for ``--retry-max-time``, and not for ever,
+    although the database can be connected each time."""
+    file = tmp_path / "state.url"
+    file.write_text(postgres.database())
+    with closing(connect_postgres(file.read_text(), POSTGRES_SCHEMA)) as database:
+        database.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            f"'BEGIN RAISE EXCEPTION ''nothing is taken'' USING ERRCODE = ''{kind}''; END'"
+        )
+        database.execute("CREATE TRIGGER refuse BEFORE UPDATE ON runs EXECUTE FUNCTION refuse()")
+    args = ("sync", source.url, "--endpoint", "http://127.0.0.1:1", "--state-url-file", file)
+    with running(*args, "--retry-max-time", "2s", cwd=tmp_path) as syncing:
+        assert syncing.process.wait(WAIT) == 10
+        syncing.read_to_the_end()
+    assert any("nothing is taken" in line for line in syncing.lines)
+    assert any("beginning again" in line for line in syncing.lines) == (kind == "disk_full")
