@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from collections import Counter
@@ -222,3 +223,16 @@ def test_a_database_that_refuses_what_is_stored_ends_the_sync(
         syncing.read_to_the_end()
     assert any("nothing is taken" in line for line in syncing.lines)
     assert any("beginning again" in line for line in syncing.lines) == (kind == "disk_full")
+
+
+def test_ids_of_any_length_are_tracked(tmp_path: Path, source: LocalServer, postgres: Postgres) -> None:
+    """An index of PostgreSQL takes only so much; escaped characters need the most."""
+    file = tmp_path / "state.url"
+    file.write_text(postgres.database())
+    letters = random.Random(1)  # what can be compressed may be longer
+    long = "".join(letters.choices("\\\0aäß€\N{GRINNING FACE}", k=9000))
+    source.fill(*(recent_document(name, workflowId=long + name) for name in ("a", "b", "c" * 512)))
+    with http_receiver() as receiver:
+        args = ("--state-url-file", file, "--dead-letter", tmp_path / "dead-letters")
+        runspan("sync", source.url, "--endpoint", receiver.url, *args)
+        assert sum(len(run_ids_of(post)) for post in receiver.accepted) == 3
