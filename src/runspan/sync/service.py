@@ -87,7 +87,7 @@ class SyncService:
                     delay = min(delay, left)
                 self._log(f"{reason}; beginning again in {delay:g} s, where the state says")
                 if self._is_stopped_within(delay):
-                    return report, None
+                    return replace(report, stopped="" if self._follow else "interrupted"), None
                 reason = self._restart()
             away = time.monotonic() - failed_at
 
