@@ -382,6 +382,14 @@ def test_non_canonical_payloads_are_read_verbatim() -> None:
     assert len(listing.unusable) == 2
 
 
+def test_an_id_that_no_run_can_have_is_unusable() -> None:
+    """A run with it could not be carried, and states need not store it."""
+    ids = ("ä" * 256, "ä" * 256 + "a", "")
+    listing = read_page(json.dumps({"data": [{"id": each} for each in ids]}).encode())
+    assert [item.run_id for item in listing.items] == ["ä" * 256]
+    assert len(listing.unusable) == 2
+
+
 @pytest.mark.parametrize("cut", range(0, 60, 7))
 def test_a_document_that_is_cut_off_is_malformed(cut: int) -> None:
     """Wherever it ends."""

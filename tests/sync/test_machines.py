@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 from collections import Counter
@@ -200,3 +201,56 @@ def test_a_sync_that_waits_in_vain_for_the_database_ends(
                 own_postgres.start()
             syncing.read_to_the_end()
     assert any("the database with the state of syncs does not answer" in line for line in syncing.lines)
+
+
+def refuse_changes(url: str, kind: str) -> None:
+    """Let a database answer, and take no change of a run."""
+    with closing(connect_postgres(url, POSTGRES_SCHEMA)) as database:
+        database.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            f"'BEGIN RAISE EXCEPTION ''nothing is taken'' USING ERRCODE = ''{kind}''; END'"
+        )
+        database.execute("CREATE TRIGGER refuse BEFORE UPDATE ON runs EXECUTE FUNCTION refuse()")
+
+
+@pytest.mark.parametrize("kind", ["disk_full", "check_violation"])
+def test_a_database_that_refuses_what_is_stored_ends_the_sync(
+    tmp_path: Path, source: LocalServer, postgres: Postgres, kind: str
+) -> None:
+    """With its own words. A disk may have space again, so that is tried for ``--retry-max-time``, and not for ever,
+    although the database can be connected each time."""
+    file = tmp_path / "state.url"
+    file.write_text(postgres.database())
+    refuse_changes(file.read_text(), kind)
+    args = ("sync", source.url, "--endpoint", "http://127.0.0.1:1", "--state-url-file", file)
+    with running(*args, "--retry-max-time", "2s", cwd=tmp_path) as syncing:
+        assert syncing.process.wait(WAIT) == 10
+        syncing.read_to_the_end()
+    assert any("nothing is taken" in line for line in syncing.lines)
+    assert any("beginning again" in line for line in syncing.lines) == (kind == "disk_full")
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_sync_that_is_stopped_while_it_waits_for_the_database_is_not_complete(
+    tmp_path: Path, source: LocalServer, postgres: Postgres, follow: bool
+) -> None:
+    file = tmp_path / "state.url"
+    file.write_text(postgres.database())
+    refuse_changes(file.read_text(), "disk_full")
+    args = ("sync", source.url, "--endpoint", "http://127.0.0.1:1", "--state-url-file", file)
+    with running(*args, *["--follow"] * follow, cwd=tmp_path) as syncing:
+        syncing.wait_for("beginning again")
+        assert syncing.end() == (0 if follow else 130)
+
+
+def test_ids_of_any_length_are_tracked(tmp_path: Path, source: LocalServer, postgres: Postgres) -> None:
+    """An index of PostgreSQL takes only so much; escaped characters need the most."""
+    file = tmp_path / "state.url"
+    file.write_text(postgres.database())
+    letters = random.Random(1)  # what can be compressed may be longer
+    long = "".join(letters.choices("\\\0aäß€\N{GRINNING FACE}", k=9000))
+    source.fill(*(recent_document(name, workflowId=long + name) for name in ("a", "b", "c" * 512)))
+    with http_receiver() as receiver:
+        args = ("--state-url-file", file, "--dead-letter", tmp_path / "dead-letters")
+        runspan("sync", source.url, "--endpoint", receiver.url, *args)
+        assert sum(len(run_ids_of(post)) for post in receiver.accepted) == 3

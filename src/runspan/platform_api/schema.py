@@ -10,7 +10,7 @@ import msgspec
 
 from runspan.codec.full_text import Match
 from runspan.errors import PARSE_ERRORS, BackendRefused
-from runspan.model.document import Summary
+from runspan.model.document import MAX_RUN_ID_BYTES, Summary
 from runspan.model.json_scanner import ScanError, elements, json_type, members, skip_space, string_value
 from runspan.model.timestamps import parse_ns
 
@@ -184,7 +184,8 @@ def _list_item(text: str) -> RunListItem | None:
     except ScanError:
         return None
     run_id = _text_of(item, "id")
-    if not run_id or run_id != run_id.encode(errors="replace").decode():
+    encoded = run_id.encode(errors="replace")
+    if not 0 < len(encoded) <= MAX_RUN_ID_BYTES or run_id != encoded.decode():
         return None
     workflow_id = _text_of(item, "workflowId").encode(errors="replace").decode()
     times = [parse_ns(_text_of(item, name)) for name in _SORTED_BY]

@@ -80,7 +80,7 @@ class TrackedRun:
     reason: str = ""
     """Why it was refused, or why its last fetch failed."""
     workflow: str = ""
-    """The id of its workflow; "" if the list does not name it."""
+    """The id of its workflow, or the beginning of a long one; "" if the list does not name it."""
     stored_state: TrackState | None = None
     """Its state in the file; None if it is not there."""
 

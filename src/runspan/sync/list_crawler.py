@@ -28,6 +28,9 @@ CLOCK_SKEW: Final = 5 * MINUTE
 
 _LEASE_EVERY: Final = SECOND
 
+_MAX_WORKFLOW: Final = 512
+"""Characters of the id of a workflow by which it is leased. An index of PostgreSQL takes 2,704 bytes."""
+
 _WINDOWS: Final = (("1h", HOUR), ("24h", DAY), ("7d", 7 * DAY), ("30d", 30 * DAY))
 """The values of ``since`` that the platform documents."""
 
@@ -353,7 +356,8 @@ class ListCrawler:
         for item in items:
             run = tracked.get(item.run_id)
             if run is None:
-                run = TrackedRun(item.run_id, item.time, list_fingerprint=item.fingerprint, workflow=item.workflow_id)
+                workflow = item.workflow_id[:_MAX_WORKFLOW]
+                run = TrackedRun(item.run_id, item.time, list_fingerprint=item.fingerprint, workflow=workflow)
                 tracked[item.run_id] = run
                 context.counts.listed += 1
                 context.checkpoint.save(run)

@@ -61,7 +61,7 @@ class SyncService:
 
     def run(self) -> tuple[SyncReport, RunspanError | None]:
         """Return the report and, if the sync did not end as it should, the reason. Raise any other exception."""
-        failures = 0
+        failures, away = 0, 0.0
         while True:
             began = time.monotonic()
             try:
@@ -70,12 +70,13 @@ class SyncService:
                 is_away = isinstance(error, StateUnreachable)
                 if not (is_away or (self._follow and self._engine.known_to_work)):
                     if isinstance(error, RunspanError):
-                        return self._engine.report(), error
+                        return replace(self._last_report(), stopped=str(error)), error
                     raise
                 reason: RunspanError | None = item_error(error, "sync")
             if time.monotonic() - began > _MAX_DELAY:
-                failures = 0
-            report, failed_at = self._last_report(), time.monotonic()
+                failures, away = 0, 0.0
+            # It is as much away if it can be connected, and then takes nothing: its disk may be full.
+            report, failed_at = self._last_report(), time.monotonic() - away
             while reason is not None:
                 failures += 1
                 delay = min(2.0 ** (failures - 1), _MAX_DELAY)
@@ -86,8 +87,9 @@ class SyncService:
                     delay = min(delay, left)
                 self._log(f"{reason}; beginning again in {delay:g} s, where the state says")
                 if self._is_stopped_within(delay):
-                    return report, None
+                    return replace(report, stopped="" if self._follow else "interrupted"), None
                 reason = self._restart()
+            away = time.monotonic() - failed_at
 
     def _restart(self) -> RunspanError | None:
         """Start another engine in place of one that has failed. Return why that is not possible now."""
@@ -108,7 +110,7 @@ class SyncService:
         return True
 
     def _last_report(self) -> SyncReport:
-        """Return the report of an engine that has failed, or the one before if its state file cannot be read."""
+        """Return the report of an engine that has failed, or the one before if its state cannot be read."""
         with suppress(Exception):
             self._report = self._engine.report()
         return self._report
