@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,17 @@ def test_processes_that_share_the_usage_share_the_quota(state: State) -> None:
         pass
     stores[2].erase("acme")
     assert stores[3].today() == [Usage("other", 1, 1)]
+
+
+def test_what_is_taken_back_after_an_erasure_leaves_no_debt(state: State) -> None:
+    """The tenant was erased and has sent something new while a request failed."""
+    usage = state.usage()
+    with suppress(ConnectionError), usage.charged("acme", [bytes(16), bytes([1] * 16)], 100):
+        usage.erase("acme")
+        with usage.charged("acme", [bytes([2] * 16)], 10):
+            pass
+        raise ConnectionError
+    assert usage.today() == [Usage("acme", 0, 0)]
 
 
 def test_many_runs_of_a_request_count_once(state: State) -> None:

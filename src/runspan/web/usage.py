@@ -55,6 +55,11 @@ _USED: Final = (
 )
 """Locks the row of a tenant until the end of the transaction, in PostgreSQL too."""
 _ADD: Final = "UPDATE usage SET runs = runs + ?, bytes = bytes + ? WHERE day = ? AND tenant = ?"
+_TAKE_BACK: Final = (
+    "UPDATE usage SET runs = CASE WHEN runs > ? THEN runs - ? ELSE 0 END,"
+    " bytes = CASE WHEN bytes > ? THEN bytes - ? ELSE 0 END WHERE day = ? AND tenant = ?"
+)
+"""Less than nothing would be left if the tenant was erased meanwhile."""
 _OLDEST: Final = (
     "UPDATE usage SET runs = runs WHERE (day, tenant) IN"
     " (SELECT day, tenant FROM usage WHERE day < ? ORDER BY day, tenant LIMIT 1) RETURNING day, tenant"
@@ -176,7 +181,7 @@ class UsageStore:
 
     def _take_back(self, day: int, tenant: str, runs: set[bytes], size: int) -> None:
         with self._database.transaction() as execute:
-            execute(_ADD, -len(runs), -size, day, tenant)
+            execute(_TAKE_BACK, len(runs), len(runs), size, size, day, tenant)
             for run in runs:
                 execute("DELETE FROM counted_runs WHERE day = ? AND tenant = ? AND run = ?", day, tenant, run)
 
