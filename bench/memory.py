@@ -74,7 +74,7 @@ def _made(folder: Path) -> Path:
 
 def _read(server: backends.Started) -> None:
     """Request the longest lists, and 200 documents, on several connections at once."""
-    response = httpx.get(f"{server.url}/api/v1/runs", params={"limit": 200}, trust_env=False)
+    response = httpx.get(f"{server.url}/api/v1/runs", params={"limit": 200}, trust_env=False, timeout=60)
     paths = ["/api/v1/runs?limit=200", *[f"/api/v1/runs/{item['id']}" for item in response.json()["data"]]]
     port = int(server.url.rpartition(":")[2])
     reader = {"port": port, "pid": server.pid, "paths": paths}

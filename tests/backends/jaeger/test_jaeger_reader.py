@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, groupby, islice, product
+from itertools import chain, count, groupby, islice, product, repeat
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +20,7 @@ import pytest
 from conformance.harness import MS, SECOND, T0, all_pages, foreign_otlp, ids, make_run, running
 from runspan import Run, encode
 from runspan.backends.jaeger import JaegerReader
+from runspan.backends.jaeger.reader import LIST_SECONDS
 from runspan.backends.remote.config import RemoteConfig
 from runspan.backends.sqlite import SqliteStore
 from runspan.codec.fields import DIGEST
@@ -623,3 +624,17 @@ def test_an_incomplete_run_is_read_again(jaeger: Jaeger, tenant: str) -> None:
     assert reader.document("r", tenant).text == run.text
     reader.close()
     assert len(pauses) == 1
+
+
+def test_a_run_that_is_incomplete_after_a_slow_response_is_refused_with_what_is_missing(
+    jaeger: Jaeger, tenant: str
+) -> None:
+    """No other store is searched for the rest of a trace, so the last response counts when time is over."""
+    root = encode(running("r", done=1), tenant=tenant, observed_at=NOW)[0]
+    body = request_bytes(Resource(), [scoped_bytes(root)])
+    httpx.post(f"{jaeger.otlp}/v1/traces", content=body, headers=PROTOBUF, trust_env=False).raise_for_status()
+    clock = chain([0.0], repeat(LIST_SECONDS + 1))
+    reader = JaegerReader(RemoteConfig("jaeger", jaeger.url), monotonic=lambda: next(clock))
+    with pytest.raises(TraceIncomplete):
+        reader.document("r", tenant)
+    reader.close()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -289,7 +290,7 @@ def test_verify_finds_a_max_doc_count_that_is_too_small(
         result = checked(backend, at_once, tenant, wait=10)
         assert result.result == "incomplete"
         assert any("max_doc_count" in line for line in result.advice)
-        clock = iter([0.0, LIST_SECONDS + 1])
+        clock = chain([0.0], repeat(LIST_SECONDS + 1))
         reader = JaegerReader(remote_config(f"jaeger+{server.url}", {}), monotonic=lambda: next(clock))
         with closing(reader), pytest.raises(BackendTimeout, match="the run within 60 seconds"):
             reader.document("at-once", tenant)

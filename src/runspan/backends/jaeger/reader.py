@@ -142,17 +142,14 @@ class JaegerReader:
         trace_id = trace_id_of(run_id, tenant)
         deadline = self._monotonic() + LIST_SECONDS
         first: list[list[Span]] = []
-
-        def fetch() -> list[Span]:
-            if first:
-                return first.pop()
-            self._check_time(deadline, "the run", _SLOW_RUN)
-            return self.spans(trace_id)
-
         try:
             # Jaeger returns at once what it has stored, so only an incomplete trace is worth a retry.
             first.append(self.spans(trace_id))
-            verified = fetch_with_retry(fetch, self._sleep)
+            verified = fetch_with_retry(
+                lambda: first.pop() if first else self.spans(trace_id),
+                self._sleep,
+                is_late=lambda: self._monotonic() > deadline,
+            )
             spans = self._searched_spans(run_id, trace_id, deadline) if verified.incomplete else []
         except (NotFound, TraceIncomplete) as error:
             spans = self._searched_spans(run_id, trace_id, deadline)
@@ -323,12 +320,12 @@ class JaegerReader:
         """
         if self._limits is not None and not self._limits.is_elastic:
             return []
-        self._check_time(deadline, "the run", _SLOW_RUN)
         now = self._clock() // 1000
         services, search, limits = self._searched(now)
         attributes = patterns({RUN_ID: run_id})
         if not limits.is_elastic or not attributes:
             return []
+        self._check_time(deadline, "the run", _SLOW_RUN)
         spans = self._read_trace(trace_id.hex())
         for lo, hi in limits.ranges(now, self._http.config.lookback_days * DAY):
             for service in services:

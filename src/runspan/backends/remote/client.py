@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import copy
 from threading import BoundedSemaphore
 from typing import Final
@@ -143,21 +143,30 @@ def trace_id_of(run_id: str, tenant: str) -> bytes:
         raise NotFound("no such run", where=f"run {run_id!a}") from None
 
 
-def fetch_with_retry(fetch: Callable[[], Sequence[Span]], sleep: Sleep) -> VerifiedRun:
-    """Return the run of a trace; raise NotFound or TraceIncomplete only after retries."""
+def fetch_with_retry(
+    fetch: Callable[[], Sequence[Span]], sleep: Sleep, is_late: Callable[[], bool] = lambda: False
+) -> VerifiedRun:
+    """Return the run of a trace; raise NotFound or TraceIncomplete only after retries.
+
+    is_late: whether the last response counts, since there is no time for another.
+    """
     missing_delays, incomplete_delays = iter(MISSING_DELAYS), iter(INCOMPLETE_DELAYS)
+
+    def next_delay(delays: Iterator[float]) -> float | None:
+        return None if is_late() else next(delays, None)
+
     while True:
         try:
             found = verify_run(fetch())
-            delay = next(incomplete_delays, None) if found.incomplete else None
+            delay = next_delay(incomplete_delays) if found.incomplete else None
             if delay is None:
                 return found
         except NotFound:
-            delay = next(missing_delays, None)
+            delay = next_delay(missing_delays)
             if delay is None:
                 raise
         except TraceIncomplete:
-            delay = next(incomplete_delays, None)
+            delay = next_delay(incomplete_delays)
             if delay is None:
                 raise
         sleep(delay)

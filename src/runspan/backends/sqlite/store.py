@@ -166,7 +166,8 @@ class ConnectionPool:
                 self._check_files()
                 connection = open_read_only(self._path, pragmas=("cache_size = -16384",))
             try:
-                yield connection
+                with self.value_errors():
+                    yield connection
             except BaseException:
                 connection.close()
                 raise
@@ -174,13 +175,19 @@ class ConnectionPool:
             if is_damage(error):
                 self._on_damage()
             raise store_error(error, self._path) from error
-        except (UnicodeDecodeError, AttributeError, TypeError) as error:  # a damaged row may have values of other types
-            self._on_damage()
-            hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
-            raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
         self._idle.append(connection)
         if self._closed:
             self.close()
+
+    @contextmanager
+    def value_errors(self) -> Iterator[None]:
+        """Raise StoreError for values of other types than were stored, which a damaged row may have."""
+        try:
+            yield
+        except (UnicodeDecodeError, AttributeError, TypeError) as error:
+            self._on_damage()
+            hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
+            raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
 
     def close(self) -> None:
         """Close the idle connections; one in use is closed by its user."""
@@ -360,13 +367,35 @@ class SqliteStore:
                 rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, notes)
                 found.append(rows if is_sorted else _sorted_by_run_id(rows, query.limit + 1))
             merged = found[0] if len(found) == 1 else merge(*found, key=itemgetter(1, 0), reverse=True)
-            return _page(merged, query, notes)
+            return self._page(merged, query, notes)
+
+    def _page(self, rows: Iterable[_Item], query: contracts.RunQuery, notes: list[str]) -> contracts.Page:
+        """Return a page of rows, which are sorted.
+
+        notes: lines of ``partial``, to which reading the rows adds further.
+        """
+        items: list[bytes] = []
+        size = 0
+        last: tuple[int, bytes] | None = None
+        has_more = False
+        for run_id, value, summary, _, incomplete, superseded, digest in rows:
+            size += len(summary)
+            if items and (len(items) == query.limit or size > PAGE_BYTES):
+                has_more = True
+                break
+            items.append(summary)
+            last = value, run_id
+            if incomplete or superseded:
+                with self._readers.value_errors():  # here, since these are no errors of the index
+                    notes += _version_notes(run_id, incomplete, superseded, digest)
+        cursor = contracts.Cursor(last[0], last[1].decode(), query.order) if has_more and last is not None else None
+        return contracts.Page(items, cursor, contracts.limited_notes(notes))
 
     def _search_index(self, query: contracts.RunQuery) -> contracts.Page:
         """Return the page of a query that needs the index, once that has what the store has now."""
         search = IndexedSearch(query, self._readers.connection, self._content, self._count_damage)
         with self._caught_up_index(query.tenant, search.notes) as connection:
-            page = _page(search.runs(connection), query, search.notes)
+            page = self._page(search.runs(connection), query, search.notes)
         if search.matches or search.next_page is not None:
             listed = [summary_members(item).id for item in page.items]
             matches = {run_id: search.matches[run_id] for run_id in listed if run_id in search.matches}
@@ -672,25 +701,12 @@ def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def _page(rows: Iterable[_Item], query: contracts.RunQuery, notes: list[str]) -> contracts.Page:
-    """Return a page of rows, which are sorted. notes: lines of ``partial``, to which reading the rows adds further."""
-    items: list[bytes] = []
-    size = 0
-    last: tuple[int, bytes] | None = None
-    has_more = False
-    for run_id, value, summary, _, incomplete, superseded, digest in rows:
-        size += len(summary)
-        if items and (len(items) == query.limit or size > PAGE_BYTES):
-            has_more = True
-            break
-        items.append(summary)
-        last = value, run_id
-        if incomplete:
-            notes.append(contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete)))
-        if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
-            notes.append(contracts.conflict_note(run_id.decode(), conflict))
-    cursor = contracts.Cursor(last[0], last[1].decode(), query.order) if has_more and last is not None else None
-    return contracts.Page(items, cursor, contracts.limited_notes(notes))
+def _version_notes(run_id: bytes, incomplete: bytes | None, superseded: bytes | None, digest: bytes) -> Iterator[str]:
+    """Yield the lines of ``partial`` about a run of which other documents are known."""
+    if incomplete:
+        yield contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete))
+    if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
+        yield contracts.conflict_note(run_id.decode(), conflict)
 
 
 def _sorted_by_run_id(rows: Iterable[_Item], limit: int) -> Iterator[_Item]:

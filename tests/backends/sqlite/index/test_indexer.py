@@ -24,7 +24,7 @@ from runspan.backends.sqlite.backup import restore_backup, write_backup
 from runspan.backends.sqlite.index import facts_index, feed, indexer
 from runspan.codec.facts import RunFacts, run_facts
 from runspan.contracts import RunQuery
-from runspan.errors import QueryUnsupported
+from runspan.errors import QueryUnsupported, StoreError
 from runspan.model.timestamps import SECOND, rfc3339
 from runspan.storage.data_directory import INDEX_FILE
 from runspan.storage.sqlite_file import open_database
@@ -270,6 +270,19 @@ def test_damaged_documents(tmp_path: Path, runs: list[Run]) -> None:
         page = store.search(RunQuery(order="cost", limit=200))
         assert page.partial == ("run run-009 is left out: its document is damaged",)
         assert len(page.items) == len(runs) - 1
+
+
+def test_a_damaged_run_is_no_damage_of_the_index(tmp_path: Path, runs: list[Run]) -> None:
+    """A list says what to do about the run, instead of making the index anew each time."""
+    with SqliteStore(tmp_path, index=True) as store:
+        put(store, *runs)
+        wait_until_complete(store)
+        with closing(sqlite3.connect(store.path)) as connection:
+            connection.execute("UPDATE runs SET incomplete = x'ff' WHERE run_id = ?", (b"run-009",))
+            connection.commit()
+        with pytest.raises(StoreError, match=r"a stored run is damaged.*check --set-aside"):
+            store.search(RunQuery(order="cost", limit=200))
+        assert store.damaged_reads == 1
 
 
 def test_a_run_that_cannot_be_indexed(
