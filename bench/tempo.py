@@ -7,6 +7,7 @@ without its dedicated columns.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -30,6 +31,7 @@ from runspan.codec.semconv import ERROR_TYPE, MODEL
 from runspan.contracts import RunQuery
 from runspan.delivery import connect as deliver_to
 from runspan.delivery import exporter_config
+from runspan.errors import RunspanError
 from runspan.export import export
 from runspan.model.document import Run
 from runspan.model.span import run_ids
@@ -108,9 +110,16 @@ def _server(
             "ours": lambda turn, query=query: seconds_of(lambda: tempo.list(query)),
             "own": lambda turn, query=query, spans=spans: seconds_of(lambda: tempo.search(spans, query.limit)),
         }
-        tempo.list(query)  # so that the width of a page is known
-        samples = take_turns(contestants, rounds)
-        yield _figure(f"{name}: {what} / own", samples["ours"], samples["own"], goal)
+        try:
+            tempo.list(query)  # so that the width of a page is known
+            samples = take_turns(contestants, rounds)
+        except (RunspanError, httpx.HTTPError) as error:
+            # It is a figure too, and the others need not be measured again.
+            yield Figure("tempo", f"{name}: {what} / own", math.inf, goal=goal, note=f"did not end: {error}")
+            continue
+        figure = _figure(f"{name}: {what} / own", samples["ours"], samples["own"], goal)
+        plan.say(f"{figure.name}: {figure.value:.2f}, {figure.note}")
+        yield figure
     deep = [seconds_of(lambda: tempo.pages(RunQuery(tenant), _PAGES)) / _PAGES for _ in range(max(1, rounds // 5))]
     own = [seconds_of(lambda: tempo.search(root, 50)) for _ in range(rounds)]
     yield _figure(f"{name}: a page of {_PAGES} / own search", deep, [min(own)] * len(deep), at_most(most))
