@@ -6,7 +6,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 
@@ -54,7 +53,9 @@ def _serve(plan: Plan, size: int) -> Figure:
     """Send a file to a server with all its defaults, and list and read runs while it indexes them and afterwards."""
     file = plan.folder / "served.ndjson"
     documents = write_ndjson_of(file, size * _MB, seed(_SECTION, 1))
-    with backends.runspan(_made(plan.folder / "server"), search=True) as server:
+    folder = plan.folder / "server"
+    folder.mkdir()
+    with backends.runspan(folder, search=True) as server:
         _peak(str(file), server.otlp)
         file.unlink()
         _read(server)
@@ -65,11 +66,6 @@ def _serve(plan: Plan, size: int) -> Figure:
     name = f"peak of serve, {size} MB received and read"
     note = f"with its index; {_CONNECTIONS} connections read"
     return Figure("memory", name, peak / _MB, unit="MB", goal=at_most(_SERVE_MB), note=note)
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 def _read(server: backends.Started) -> None:

@@ -67,7 +67,7 @@ class Session(Protocol):
 
     @property
     def hint(self) -> str:
-        """What to do instead of using the tables, if they are damaged or somebody else's."""
+        """What to do if the tables are damaged, or belong to another application or state."""
         ...
 
     @property
@@ -122,7 +122,7 @@ class PostgresSchema:
     away: str
     """What to do while the database does not answer."""
     hint: str = "create another database"
-    """What to do instead of using tables that are somebody else's."""
+    """What to do if the schema belongs to another application or version."""
 
 
 def postgres_tables(statements: Iterable[str]) -> str:
