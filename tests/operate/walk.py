@@ -45,7 +45,9 @@ NAMES: Final = {
 UNABLE: Final = {
     r"^make (demo|test|campaign|stack)$": "runs in .ci/run, or needs a container engine",
     r"^docker ": "needs a container engine",
+    r"\bpytest tests/": "takes minutes, and a Tempo with other settings",
     r"s3://": "needs an object store",
+    r"^kafka-topics\.sh |-target=|//query-frontend:": "needs Kafka and an object store",
     r"//opensearch:": "needs an OpenSearch; tests/backends/jaeger/test_opensearch.py does it",
     r"^runspan erase ": "ends with 1 until --yes is added, which needs the server stopped",
     r":24318\b": "needs `make stack`, which needs a container engine",
@@ -83,6 +85,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
         self._services: list[tuple[str, Path]] = []
         self.has_background = False
@@ -95,7 +98,8 @@ class Shell:
         mark = f"mark-{secrets.token_hex(8)}"
         self._process.stdin.write(f"{line}\nstatus=$?; echo; echo {mark} $status\n")
         self._process.stdin.flush()
-        watchdog = threading.Timer(120, self._process.kill)
+        # With what it has started, which may have its output too.
+        watchdog = threading.Timer(120, os.killpg, (self._process.pid, signal.SIGKILL))
         watchdog.start()
         printed = []
         try:
