@@ -296,7 +296,7 @@ impl SpanWriter {
             start,
             end,
             shared,
-            has_details: template.is_special,
+            has_details: template.is_special || object.has_error,
             template,
             attributes: Vec::new(),
             usages: Vec::new(),

@@ -17,9 +17,10 @@ from msgspec import UNSET, Struct, UnsetType
 from msgspec import field as field_of
 
 from runspan.codec.decode import RunSummary
-from runspan.codec.facts import duration, error_code, summary_members
+from runspan.codec.facts import duration, summary_members
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.codec.full_text import MAX_TEXT, MIN_TEXT, Match, fold
+from runspan.codec.semconv import error_code
 from runspan.errors import QueryError, QueryUnsupported
 from runspan.model.document import LIVE_RUN_STATUSES, MAX_RUN_ID_BYTES, TERMINAL_RUN_STATUSES, Run
 from runspan.model.span import Span

@@ -312,6 +312,16 @@ def test_semantic_conventions_of_errors() -> None:
     assert without_events[0].span_id != failed.span_id, "spans of different bytes must not share an id"
 
 
+@pytest.mark.parametrize("status", ["completed", "cancelled", "suspended", "weird", "failed"])
+def test_the_code_of_a_run_s_error_is_on_its_span_whatever_its_status(status: str) -> None:
+    """Backends find the runs of an error code by it."""
+    document = {"id": "r", "status": status, "error": {"code": "E", "message": "m"}}
+    assert encode(Run.from_dict(document))[-1].attributes()["error.type"] == "E"
+    for error in ("E", None, {"code": 7}, {"code": ""}):
+        found = encode(Run.from_dict(document | {"error": error}))[-1].attributes().get("error.type")
+        assert found == ("_OTHER" if status == "failed" else None)
+
+
 @pytest.mark.parametrize(
     ("status", "code", "result"),
     [

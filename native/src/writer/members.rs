@@ -12,6 +12,8 @@ const MAX_DIGITS: usize = 18;
 
 /// The member that has the token usage of an agent.
 const OUTPUT: &[u8] = b"\"output\":";
+/// The member that has the code of an error.
+const ERROR: &[u8] = b"\"error\":";
 
 /// The canonical form of a member, by the names of `codec.fields.FieldKind`, and two members with a place of their own.
 #[derive(Clone, Copy, PartialEq)]
@@ -36,6 +38,7 @@ struct Member {
     kind: Kind,
     in_summary: bool,
     is_output: bool,
+    is_error: bool,
 }
 
 /// The members that an object may have, in order.
@@ -56,6 +59,7 @@ pub struct Object<'a> {
     pub end_text: &'a [u8],
     /// The text of its output; empty without one.
     pub output: &'a [u8],
+    pub has_error: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -87,8 +91,8 @@ impl Members {
                 "STEPS" => Kind::Steps,
                 other => return Err(PyValueError::new_err(format!("unknown kind of member {other}"))),
             };
-            let is_output = name == OUTPUT;
-            Ok(Member { name, key, kind, in_summary, is_output })
+            let (is_output, is_error) = (name == OUTPUT, name == ERROR);
+            Ok(Member { name, key, kind, in_summary, is_output, is_error })
         };
         Ok(Members { members: rows.into_iter().map(member).collect::<PyResult<_>>()?, max_attribute_bytes })
     }
@@ -125,6 +129,9 @@ impl Members {
             }
             if member.is_output {
                 object.output = value;
+            }
+            if member.is_error {
+                object.has_error = value != b"null";
             }
             match member.kind {
                 Kind::Id => (),

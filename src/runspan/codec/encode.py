@@ -109,6 +109,19 @@ class SpanStatus(NamedTuple):
 NO_ERROR: Final = SpanStatus()
 
 
+def set_run_status(own: Pairs, error: object, template: SpanTemplate, end: int, exception_events: bool) -> SpanStatus:
+    """Return the status of a run or revision span, and append ``error.type`` if the run failed or its error has a code.
+
+    A cancelled run may have an error too, and backends find the runs of an error code by this attribute alone.
+    """
+    if template.error_type is not None:
+        return set_error_status(own, error, template, end, exception_events)
+    code = semconv.error_code(error)
+    if code is not None:
+        own.append((semconv.ERROR_TYPE, code))
+    return NO_ERROR
+
+
 def set_error_status(own: Pairs, error: object, template: SpanTemplate, end: int, exception_events: bool) -> SpanStatus:
     """Return the status of a span, and append ``error.type`` if the template is that of a failed span."""
     if template.error_type is None:
@@ -389,7 +402,7 @@ class RunEncoder:
         )
         semconv.add_totals(own, self.step_parts.usages)
         template = self.template
-        status = set_error_status(own, envelope.error, template, end, self.exception_events)
+        status = set_run_status(own, envelope.error, template, end, self.exception_events)
         span_id, parent_id = self.root_id, b""
         if not self.is_root:
             span_id = revision_span_id(self.trace_id, self.run_text, revision, self.seed)

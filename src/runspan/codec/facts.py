@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
-from runspan.codec.semconv import read_error, read_usage
+from runspan.codec.semconv import error_code, read_usage
 from runspan.errors import PARSE_ERRORS
 from runspan.model.document import (
     Envelope,
@@ -122,11 +122,6 @@ def duration(document: Envelope | Summary | Step) -> int | None:
         return round(milliseconds * MILLISECOND)
     start, end = time_ns(document.started_at), time_ns(document.completed_at)
     return None if start is None or end is None or end < start else end - start
-
-
-def error_code(error: object) -> str | None:
-    """Return the ``code`` of a member ``error``, or None."""
-    return read_error(error, "").type or None if type(error) is Raw else None
 
 
 def summary_members(summary: bytes) -> Summary | Envelope:

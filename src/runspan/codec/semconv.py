@@ -139,6 +139,11 @@ def read_error(error: object, default_type: str) -> ErrorInfo:
     return ErrorInfo(known.code[:MESSAGE_LENGTH] or default_type, known.message[:MESSAGE_LENGTH])
 
 
+def error_code(error: object) -> str | None:
+    """Return the ``code`` of a member ``error``, or None."""
+    return read_error(error, "").type or None if type(error) is Raw else None
+
+
 def read_usage(output: object) -> Usage | None:
     """Return the token usage in an agent's output, or None."""
     text = bytes(output) if type(output) is Raw else b""

@@ -15,7 +15,7 @@ import msgspec
 
 from runspan.codec import fields
 from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
-from runspan.codec.encode import StepPartsBuilder, encode, set_error_status
+from runspan.codec.encode import StepPartsBuilder, encode, set_run_status
 from runspan.codec.semconv import (
     COST,
     INPUT_TOKENS,
@@ -204,7 +204,5 @@ class _Details:
         """
         own: Pairs = []
         add_totals(own, self._usages + [Usage(prompt, completion, "", cost) for prompt, completion, cost in usages])
-        if template.error_type is None:
-            return attributes_bytes(own), PLAIN_END
-        status = set_error_status(own, self._run.envelope.error, template, end, True)
+        status = set_run_status(own, self._run.envelope.error, template, end, True)
         return attributes_bytes(own), end_bytes(status.events, (), status.code, status.message)

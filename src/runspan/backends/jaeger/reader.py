@@ -46,7 +46,7 @@ from runspan.codec.fields import (
     WORKFLOW_ID,
 )
 from runspan.codec.full_text import SEARCHED
-from runspan.codec.semconv import ERROR_TYPE, RUN_ERRORS
+from runspan.codec.semconv import ERROR_TYPE
 from runspan.contracts import (
     Capabilities,
     Cursor,
@@ -417,12 +417,11 @@ def _conditions(query: RunQuery) -> list[_Condition]:
     Without a condition no run can be in the list. Values that are encoded in another form are compared with the run
     only.
     """
-    error_type = query.error_code if _has_error_type(query) else None
     wanted = {
         TENANT: query.tenant or None,
         WORKFLOW_ID: query.workflow_id,
         _TRIGGER: query.trigger,
-        ERROR_TYPE: error_type,
+        ERROR_TYPE: query.error_code,
     }
     attributes = {key: value for key, value in wanted.items() if value is not None}
     try:
@@ -442,12 +441,7 @@ def _conditions(query: RunQuery) -> list[_Condition]:
 def _reads_all(query: RunQuery) -> bool:
     """Return whether Jaeger finds runs that are not in the list, however many."""
     others = (query.min_duration, query.model, query.step_type, query.text)
-    return any(other is not None for other in others) or (query.error_code is not None and not _has_error_type(query))
-
-
-def _has_error_type(query: RunQuery) -> bool:
-    """Return whether the spans of the list's runs have the type of their error."""
-    return bool(query.statuses) and set(query.statuses) <= RUN_ERRORS.keys()
+    return any(other is not None for other in others)
 
 
 def _is_searched(value: str) -> bool:

@@ -245,10 +245,7 @@ def _summary_terms(query: RunQuery) -> list[str]:
     if query.trigger is not None and _is_label(query.trigger):
         terms.append(_equal(_FIELDS["trigger_type"].key, query.trigger))
     if query.error_code is not None:
-        error = _FIELDS["error"].key
-        # Only spans of failed runs have the type, and any run may have an error.
-        other = _all("status != error", _any([_has_value(error), _exists(error + fields.SIZE)]))
-        terms.append(_any([_equal(ERROR_TYPE, query.error_code), f"({other})"]))
+        terms.append(_equal(ERROR_TYPE, query.error_code))
     if query.min_duration is not None:
         shortest = max(0, min(query.min_duration, MAX_NS))  # Tempo refuses a number of more than 64 bits
         duration = _FIELDS["duration_ms"].key
