@@ -164,7 +164,7 @@ class ConnectionPool:
                 connection = self._idle.pop()
             except IndexError:
                 self._check_files()
-                connection = open_read_only(self._path, pragmas=("cache_size = -16384",))
+                connection = open_read_only(self._path, pragmas=("cache_size = -8192",))
             try:
                 with self.value_errors():
                     yield connection
