@@ -26,6 +26,7 @@ from runspan.delivery import exporter_config
 from runspan.delivery.http_transport import HttpTransport
 from runspan.delivery.transport import Retryable
 from runspan.errors import BackendUnreachable, RunspanError
+from runspan.http import client
 from runspan.http.client import DeadlineTransport, ResponseTooLarge
 from runspan.http.retry import RateLimiter, RetryPolicy, parse_retry_after
 from runspan.http.urls import MAX_MESSAGE, redact_url, sanitize_message
@@ -123,6 +124,21 @@ def rest(url: str) -> None:
 def remote(url: str) -> None:
     with closing(RemoteClient(remote_config(f"tempo+{url}", {"RUNSPAN_BACKEND_TIMEOUT": str(TIMEOUT)}))) as client:
         client.get("/")
+
+
+@pytest.mark.parametrize(("seconds", "hint"), [(0.0, "is it running"), (0.2, "http_server_write_timeout")])
+def test_a_server_that_hangs_up_after_a_while_has_a_limit_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, hint: str
+) -> None:
+    """Tempo ends a search after 30 seconds by default, without a response."""
+    monkeypatch.setattr(client, "_INTERRUPTED_SECONDS", 0.1)
+
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(1 << 16)
+        over.wait(seconds)
+
+    with raw_server(serve) as url, pytest.raises(BackendUnreachable, match=hint):
+        remote(url)
 
 
 LARGE_WINDOW = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(window_log=27)).compress(

@@ -328,6 +328,9 @@ USER_AGENT: Final = f"runspan/{__version__}"
 
 _ACCEPT_ENCODING: Final = "zstd, gzip"
 
+_HUNG_UP: Final = (httpx.RemoteProtocolError, httpx.ReadError)
+_INTERRUPTED_SECONDS: Final = 5
+"""A server that is not there hangs up sooner."""
 _TEXT_BYTES: Final = 64 << 10
 """Of a response that are searched for secrets before its text is cut, so that no secret is cut in two and missed."""
 
@@ -404,6 +407,8 @@ class ErrorHints:
     unreachable: str = ""
     timeout: str = ""
     too_large: str = ""
+    interrupted: str = ""
+    """Instead of ``unreachable``, where the server has worked for a while before it hung up."""
 
 
 NO_HINTS: Final = ErrorHints()
@@ -454,6 +459,7 @@ class HttpClient:
 
         Raises BackendUnreachable, BackendTimeout, ResponseTooLarge, or QueryError for parameters too long for a URL.
         """
+        began = time.monotonic()
         try:
             request = httpx.Request(
                 "GET",
@@ -479,12 +485,11 @@ class HttpClient:
                 hint=self._hints.timeout,
             ) from None
         except httpx.HTTPError as error:
-            raise BackendUnreachable(
-                where=self._name,
-                expected="a response",
-                got=describe_error(error, secrets),
-                hint=self._hints.unreachable,
-            ) from None
+            got, hint = describe_error(error, secrets), self._hints.unreachable
+            seconds = time.monotonic() - began
+            if isinstance(error, _HUNG_UP) and seconds > _INTERRUPTED_SECONDS:
+                got, hint = f"{got} after {seconds:.0f} seconds", self._hints.interrupted or hint
+            raise BackendUnreachable(where=self._name, expected="a response", got=got, hint=hint) from None
         if len(body) > self._max_bytes:
             raise ResponseTooLarge(
                 where=self._name,
