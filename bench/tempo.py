@@ -99,7 +99,7 @@ def _server(
         ("by trigger", RunQuery(tenant, trigger="webhook"), f'{root} && span.{_TRIGGER} = "webhook"'),
         ("by error code", RunQuery(tenant, error_code="RATE_LIMITED"), f'{root} && span.{ERROR_TYPE} = "RATE_LIMITED"'),
         ("longer than an hour", RunQuery(tenant, min_duration=3600 * SECOND), f"{root} && duration >= 1h"),
-        ("by model", RunQuery(tenant, model="gpt-5-mini"), f'span.{MODEL} = "gpt-5-mini"'),
+        ("by model", RunQuery(tenant, model="gpt-4o-mini"), f'span.{MODEL} = "gpt-4o-mini"'),
         ("by step type", RunQuery(tenant, step_type="stripe"), f'span.{_STEP_TYPE} = "stripe"'),
     ]
     name = f"{kind}, {runs:,} runs"

@@ -11,6 +11,7 @@ import pytest
 
 from conformance.harness import MS, SECOND, T0, Harness, all_pages, ids, make_run, running
 from runspan import Run, encode
+from runspan.backends.tempo import search
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
 from runspan.model.timestamps import canonical_text
@@ -19,6 +20,12 @@ LONG = "x" * 600
 """Too long for an attribute under its usual name."""
 AGE = 60 * SECOND
 """A time after the start of the runs at which open steps are shown as spans."""
+
+
+@pytest.fixture(autouse=True)
+def search_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a list over Tempo search for what steps and payloads say before it reads documents, as for rare runs."""
+    monkeypatch.setattr(search, "_MAX_DOCUMENTS", 0)
 
 
 def agent(model: str, **members: Any) -> dict[str, Any]:

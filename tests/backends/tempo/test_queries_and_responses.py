@@ -17,6 +17,7 @@ from runspan import encode
 from runspan.backends.tempo.reader import CUT, PARTIAL, read_trace
 from runspan.backends.tempo.search_api import SELECTED, ended_text, pad_tokens, quote, read_search, search_text
 from runspan.codec.fields import REVISION
+from runspan.codec.semconv import ERROR_TYPE, MODEL
 from runspan.contracts import RunQuery
 from runspan.http.client import Response
 from runspan.model.span import Span
@@ -57,11 +58,11 @@ def assert_padded(text: str) -> None:
             assert byte % 1024 or byte <= 0, f"{match[0]} at {length}"
 
 
-def test_the_dedicated_columns_are_the_attributes_of_a_list_item() -> None:
-    """Every attribute that lists select, and no other, has a column in ``deploy/tempo.yaml``."""
+def test_the_dedicated_columns_are_the_attributes_of_list_items_and_filters() -> None:
+    """Every attribute that lists select or are filtered by, and no other, has a column in ``deploy/tempo.yaml``."""
     config = yaml.safe_load((ROOT / "deploy" / "tempo.yaml").read_text())
     columns = config["storage"]["trace"]["block"]["parquet_dedicated_columns"]
-    assert sorted(column["name"] for column in columns) == sorted(SELECTED)
+    assert sorted(column["name"] for column in columns) == sorted((*SELECTED, ERROR_TYPE, MODEL, "runspan.step.type"))
     integers = {column["name"] for column in columns if column["type"] == "int"}
     assert integers == {REVISION, "runspan.run.duration_ms"}
 

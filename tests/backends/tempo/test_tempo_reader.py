@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
@@ -19,8 +20,9 @@ from conformance.harness import MS, SECOND, T0, all_pages, ids, make_run, runnin
 from conformance.remote import POLL_SECONDS, VISIBLE_SECONDS, visible_revision_spans
 from runspan import Run, encode
 from runspan.backends.remote.config import remote_config as remote_settings
+from runspan.backends.remote.filters import match_document
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.tempo import TempoReader
+from runspan.backends.tempo import TempoReader, search
 from runspan.contracts import Page, RunQuery, TraceReader
 from runspan.delivery import connect, exporter_config
 from runspan.errors import BackendRefused, BackendUnreachable, NotFound, TraceIncomplete
@@ -251,6 +253,67 @@ def test_traces_of_runs_with_unusual_times_are_read_for_one_list_only(
         read.clear()
         assert list(reader.search(RunQuery(tenant)).items) == [run.summary() for run in reversed(runs)]
         assert len(read) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "searches", "again"),
+    [
+        (RunQuery(model="common", limit=10), 0, 0),
+        (RunQuery(model="common", limit=50), 1, 0),
+        (RunQuery(model="rare", limit=10), 3, 3),
+        (RunQuery(step_type="rare", limit=10), 3, 3),
+        (RunQuery(text="needle in", limit=10), 20, 20),
+    ],
+    ids=lambda value: value.model or value.step_type or value.text if isinstance(value, RunQuery) else "",
+)
+def test_documents_are_read_unless_the_runs_of_a_list_are_rare(
+    tempo: Tempo,
+    reader: TempoReader,
+    monkeypatch: pytest.MonkeyPatch,
+    query: RunQuery,
+    searches: int,
+    again: int,
+) -> None:
+    """The newest runs fill a page of what is common. What is rare is searched for; the next list knows which it is."""
+    monkeypatch.setattr(search, "_MAX_DOCUMENTS", 30)
+    monkeypatch.setattr(search, "_MAX_MATCHING", 10)
+    tenant, read, searched = "contents", list[bytes](), list[str]()
+
+    def step(number: int) -> dict[str, Any]:
+        is_rare = number in (3, 140)
+        usage = {"model": "rare" if is_rare else "common" if number % 2 else "other", "promptTokens": 1}
+        kind, text = ("rare", "a needle in it") if is_rare else ("agent", "")
+        ask = {"id": "ask", "type": "agent", "status": "completed", "output": {"usage": usage}}
+        return {"steps": [ask, {"id": "do", "type": kind, "status": "completed", "input": text}]}
+
+    runs = [make_run(f"r{number:03}", T0 + number * SECOND, **step(number)) for number in range(150)]
+    send(tempo, *runs, tenant=tenant)
+    wait_for(tempo, runs, tenant)
+    query = replace(query, tenant=tenant)
+    expected = [run.id for run in reversed(runs) if match_document(query, run).is_match]
+    spans = reader.spans
+
+    def read_spans(trace_id: bytes, tenant: str | None = None) -> list[Span]:
+        read.append(trace_id)
+        return spans(trace_id, tenant)
+
+    complete_window = search.WindowSearcher.complete_window
+
+    def search_all(searcher: search.WindowSearcher, text: str, *args: Any, **options: Any) -> Any:
+        if options:
+            searched.append(text)
+        return complete_window(searcher, text, *args, **options)
+
+    monkeypatch.setattr(reader, "spans", read_spans)
+    monkeypatch.setattr(search.WindowSearcher, "complete_window", search_all)
+    assert ids(reader.search(query)) == expected[: query.limit]
+    assert len(searched) == searches
+    assert len(read) >= query.limit
+    read.clear()
+    searched.clear()
+    assert ids(reader.search(query)) == expected[: query.limit]
+    assert len(searched) == again
+    assert not again or len(read) == len(expected) == 2
 
 
 def test_runs_without_a_start_sort_where_the_store_sorts_them(

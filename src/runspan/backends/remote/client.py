@@ -31,8 +31,8 @@ INCOMPLETE_DELAYS: Final = (0.1, 0.3, 0.5)
 _HINTS: Final = ErrorHints(
     unreachable="is it running, and is the URL right?",
     timeout=f"the backend is slow or stuck; {PREFIX}TIMEOUT extends the time",
-    interrupted="it, or a proxy, ends slow responses: raise that limit (Tempo's server.http_server_write_timeout), or ask "
-    "for less",
+    interrupted="it, or a proxy, ends slow responses: raise that limit, which is server.http_server_write_timeout of "
+    "Tempo, or ask for less",
     too_large=f"raise {PREFIX}MAX_BYTES if there is memory for it",
 )
 _NO_STATUSES: Final[frozenset[int]] = frozenset()

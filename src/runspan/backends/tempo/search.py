@@ -3,8 +3,8 @@
 A list item is verified by its own digest. The trace is read where a search alone does not prove the item: a run that
 has not ended may have done so just now, and the response does not have all attributes of an unusual run.
 
-Where a list depends on steps or payloads, searches find the traces that may be in it, in any fragment of each, and the
-document of each decides.
+Where a list depends on steps or payloads, the document of each run decides. If the newest runs do not fill the page,
+searches find the traces that may be in the list, in any fragment of each, so that no other is read.
 """
 
 from __future__ import annotations
@@ -190,6 +190,8 @@ _MAX_DIRECT: Final = 1000
 """So many of these are looked up by their ids, instead of searching through all runs."""
 _IDS: Final = 200
 """Ids of one search, so that it fits into a URL."""
+_MAX_DOCUMENTS: Final = 150
+"""If a page needs more, ``content_texts`` are searched to see which need not be read."""
 _FEW: Final = 4
 """So many traces are read without a search that shows which of them need not be: it costs as much."""
 
@@ -206,6 +208,8 @@ class WindowHint(NamedTuple):
     """How far it reached back."""
     needs_versions: bool
     """Whether it had more than a few runs that have not ended, so that ``SearchText.versions`` is searched at once."""
+    are_contents_rare: bool | None
+    """Whether ``content_texts`` find so few runs that only those are read; None if they were not searched."""
 
 
 @dataclass
@@ -242,6 +246,10 @@ class RunSearch:
         """The traces whose runs changed after their end, wherever they lie; None if they are too many."""
         self._matching: set[bytes] | None = None
         """The traces of which one may be in the list by its steps or payloads; None if that is not known."""
+        self._can_search_contents = self.verifier.needs_document
+        """Whether ``content_texts`` may show which documents to read, and were not searched yet."""
+        self._documents = 0
+        """How many were read."""
 
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
@@ -253,31 +261,45 @@ class RunSearch:
         floor = min(max(self._floor // SECOND, EARLIEST), high - 1)
         newest, hint = min(high, self.now), self.hints.get(kind)
         self._needs_versions = hint is not None and hint.needs_versions
-        if query.text is not None:
-            self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
-        self._matching = self._find_matching()
+        are_rare = None if hint is None else hint.are_contents_rare
+        self._can_search_contents = self._can_search_contents and are_rare is not False
         self._changed = self._find_changed()
-        if self._matching is not None and len(self._matching) <= _MAX_DIRECT and self._add_traces(self._matching):
-            return self._page()
-        text = search_text(query, after_end=self._changed is None, times=self.searcher.needs_times)
-        self._search_back(text, high, floor, None if hint is None else max(floor, newest - hint.seconds))
+        if not are_rare or not self._search_contents():
+            text = search_text(query, after_end=self._changed is None, times=self.searcher.needs_times)
+            self._search_back(text, high, floor, None if hint is None else max(floor, newest - hint.seconds))
         page = self._page()
         lowest = floor if page.cursor is None else page.cursor.time // SECOND
         if len(self.hints) >= _MAX_HINTS:
             self.hints.clear()
-        self.hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions)
+        if self.verifier.needs_document and not self._can_search_contents:
+            are_rare = self._matching is not None
+        self.hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions, are_rare)
         return page
 
-    def _find_matching(self) -> set[bytes] | None:
-        """Return the ids of the traces that may be in the list by their steps or payloads."""
-        matching: set[bytes] | None = None
-        for text in content_texts(self.query):
+    def _search_contents(self) -> bool:
+        """Search for the traces that may be in the list by their steps or payloads. Add all of the list that is not in
+        it yet if they are few, and return whether they were.
+        """
+        self._can_search_contents = False
+        if self.query.text is not None:
+            self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
+        for texts in content_texts(self.query):
+            found = self._find_any(texts)
+            if found is not None:
+                self._matching = found if self._matching is None else self._matching & found
+        return self._matching is not None and len(self._matching) <= _MAX_DIRECT and self._add_traces(self._matching)
+
+    def _find_any(self, texts: Iterable[str]) -> set[bytes] | None:
+        """Return the ids of the traces that one of these searches finds; None if they are too many."""
+        found: set[bytes] = set()
+        for text in texts:
+            self.check_deadline()
             window = self.searcher.complete_window(text, EARLIEST, LATEST, _MAX_MATCHING, spans=1)
-            if window is not None:
-                self._note_missing(window)
-                found = {candidate.trace_id for candidate in window.candidates}
-                matching = found if matching is None else matching & found
-        return matching
+            if window is None:
+                return None
+            self._note_missing(window)
+            found.update(candidate.trace_id for candidate in window.candidates)
+        return found
 
     def _add_traces(self, trace_ids: Iterable[bytes]) -> bool:
         """Add what is in the list of these traces alone; return False if they could not be searched for."""
@@ -347,6 +369,8 @@ class RunSearch:
             high = window.low
             found = len(self._items)
             needed = max(self._wanted - found, 1) * (len(window.candidates) + 1) // (found - before + 1)
+            if needed > _MAX_DOCUMENTS and self._can_search_contents and self._search_contents():
+                return
             enough = min(needed * 5 // 4 + 1, _MAX_COUNT)
 
     def _newest_window(self, text: SearchText, low: int, high: int, enough: int) -> SearchWindow | None:
@@ -389,8 +413,10 @@ class RunSearch:
         pending.sort(key=lambda entry: entry[0], reverse=True)
         for start in range(0, len(pending), self._wanted):
             self.check_deadline()
+            if self._documents >= _MAX_DOCUMENTS and self._can_search_contents and self._search_contents():
+                return True
             end = start + self._wanted
-            self._decide([candidate for _, candidate in pending[start:end]])
+            self._decide([candidate for _, candidate in pending[start:end] if self._is_open(candidate)])
             if pending[end:] and self._is_full(complete_from, pending[end][0]):
                 return True
         return self._is_full(complete_from)
@@ -412,6 +438,7 @@ class RunSearch:
         if is_unfinished(self.query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
         unread += unproved
+        self._documents += len(unread)
         for candidate, decision in zip(unread, self.verifier.from_traces(unread), strict=True):
             self._add(candidate, decision)
 
