@@ -144,7 +144,7 @@ def test_all_backends_answer_alike(backends: dict[str, Harness], tenant: str, mo
         answers = []
         for number, query in enumerate(queries):
             # As if the runs of every second list were rare.
-            monkeypatch.setattr(search, "_MAX_DOCUMENTS", 20 * (number % 2))
+            monkeypatch.setattr(search, "_MAX_CHECKED", 20 * (number % 2))
             answers.append(items(harness.reader, query))
         expected = expected or answers
         for query, answer, wanted in zip(queries, answers, expected, strict=True):

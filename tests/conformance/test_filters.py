@@ -25,7 +25,7 @@ AGE = 60 * SECOND
 @pytest.fixture(autouse=True)
 def search_contents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a list over Tempo search for what steps and payloads say before it reads documents, as for rare runs."""
-    monkeypatch.setattr(search, "_MAX_DOCUMENTS", 0)
+    monkeypatch.setattr(search, "_MAX_CHECKED", 0)
 
 
 def agent(model: str, **members: Any) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 A list item is verified by its own digest. The trace is read where a search alone does not prove the item: a run that
 has not ended may have done so just now, and the response does not have all attributes of an unusual run.
 
-Where a list depends on steps or payloads, the document of each run decides. If the newest runs do not fill the page,
-searches find the traces that may be in the list, in any fragment of each, so that no other is read.
+Where a list depends on steps or payloads, the document of each run decides. Searches find which traces may be in the
+list, in any fragment of each, so that no other is read: among the newest runs first, then in all data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -190,8 +190,8 @@ _MAX_DIRECT: Final = 1000
 """So many of these are looked up by their ids, instead of searching through all runs."""
 _IDS: Final = 200
 """Ids of one search, so that it fits into a URL."""
-_MAX_DOCUMENTS: Final = 150
-"""If a page needs more, ``content_texts`` are searched to see which need not be read."""
+_MAX_CHECKED: Final = 200
+"""If a page needs more runs whose documents decide, ``content_texts`` are searched in all data."""
 _FEW: Final = 4
 """So many traces are read without a search that shows which of them need not be: it costs as much."""
 
@@ -248,8 +248,8 @@ class RunSearch:
         """The traces of which one may be in the list by its steps or payloads; None if that is not known."""
         self._can_search_contents = self.verifier.needs_document
         """Whether ``content_texts`` may show which documents to read, and were not searched yet."""
-        self._documents = 0
-        """How many were read."""
+        self._checked = 0
+        """How many runs were looked at."""
 
     def page(self) -> Page:
         """Return the page. Raise UnicodeEncodeError when the query holds text that no run can have."""
@@ -284,17 +284,17 @@ class RunSearch:
         if self.query.text is not None:
             self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
         for texts in content_texts(self.query):
-            found = self._find_any(texts)
+            found = self._find_any(texts, _MAX_MATCHING)
             if found is not None:
                 self._matching = found if self._matching is None else self._matching & found
         return self._matching is not None and len(self._matching) <= _MAX_DIRECT and self._add_traces(self._matching)
 
-    def _find_any(self, texts: Iterable[str]) -> set[bytes] | None:
-        """Return the ids of the traces that one of these searches finds; None if they are too many."""
+    def _find_any(self, texts: Iterable[str], limit: int) -> set[bytes] | None:
+        """Return the ids of the traces that one of these searches finds; None if one reaches the limit."""
         found: set[bytes] = set()
         for text in texts:
             self.check_deadline()
-            window = self.searcher.complete_window(text, EARLIEST, LATEST, _MAX_MATCHING, spans=1)
+            window = self.searcher.complete_window(text, EARLIEST, LATEST, limit, spans=1)
             if window is None:
                 return None
             self._note_missing(window)
@@ -369,7 +369,7 @@ class RunSearch:
             high = window.low
             found = len(self._items)
             needed = max(self._wanted - found, 1) * (len(window.candidates) + 1) // (found - before + 1)
-            if needed > _MAX_DOCUMENTS and self._can_search_contents and self._search_contents():
+            if needed > _MAX_CHECKED and self._can_search_contents and self._search_contents():
                 return
             enough = min(needed * 5 // 4 + 1, _MAX_COUNT)
 
@@ -411,15 +411,25 @@ class RunSearch:
         lowest = max(complete_from, self._since)
         pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._before]
         pending.sort(key=lambda entry: entry[0], reverse=True)
-        for start in range(0, len(pending), self._wanted):
-            self.check_deadline()
-            if self._documents >= _MAX_DOCUMENTS and self._can_search_contents and self._search_contents():
+        for start in range(0, len(pending), _IDS):
+            if self._checked >= _MAX_CHECKED and self._can_search_contents and self._search_contents():
                 return True
-            end = start + self._wanted
-            self._decide([candidate for _, candidate in pending[start:end] if self._is_open(candidate)])
-            if pending[end:] and self._is_full(complete_from, pending[end][0]):
-                return True
+            for chunk in self._chunks(pending[start : start + _IDS]):
+                self.check_deadline()
+                self._decide([candidate for _, candidate in chunk if self._is_open(candidate)])
+                if self._is_full(complete_from, chunk[-1][0]):
+                    return True
         return self._is_full(complete_from)
+
+    def _chunks(self, pending: list[tuple[SortKey, Candidate]]) -> Iterator[list[tuple[SortKey, Candidate]]]:
+        """Yield up to ``_IDS`` candidates in as many as a page holds, without those that cannot be in the list."""
+        self._checked += len(pending)
+        if self.verifier.needs_document and self._matching is None and len(pending) > _FEW:
+            for texts in content_texts(self.query, [candidate.trace_id for _, candidate in pending]):
+                found = self._find_any(texts, _IDS + 1)
+                pending = [entry for entry in pending if found is None or entry[1].trace_id in found]
+        for start in range(0, len(pending), self._wanted):
+            yield pending[start : start + self._wanted]
 
     def _decide(self, candidates: Sequence[Candidate]) -> None:
         """Add the decisions on candidates."""
@@ -438,7 +448,6 @@ class RunSearch:
         if is_unfinished(self.query) and len(unproved) > _FEW:
             unproved = self._without_ended(unproved)
         unread += unproved
-        self._documents += len(unread)
         for candidate, decision in zip(unread, self.verifier.from_traces(unread), strict=True):
             self._add(candidate, decision)
 
@@ -468,9 +477,12 @@ class RunSearch:
         return [candidate for candidate in candidates if candidate.trace_id not in ended]
 
     def _is_full(self, complete_from: int, after: SortKey = (-1, "")) -> bool:
-        """Return whether more items than the page holds are certain: no other run can sort before them."""
+        """Return whether more items than the page holds are certain: no other run can sort before them.
+
+        - after: the last position that was decided.
+        """
         lowest = max(complete_from, self._since)
-        certain = [key for key, _ in self._items.values() if lowest <= key[0] and after < key < self._before]
+        certain = [key for key, _ in self._items.values() if lowest <= key[0] and after <= key < self._before]
         return len(certain) >= self._wanted
 
     def _page(self) -> Page:

@@ -169,9 +169,11 @@ def versions_text(trace_ids: Iterable[bytes]) -> SearchText:
     return _text(_spans(_any([_RUN_SPAN, _REVISION_SPAN]), _one_of(trace_ids)), _BY_VERSION)
 
 
-def content_texts(query: RunQuery) -> list[list[str]]:
+def content_texts(query: RunQuery, trace_ids: Collection[bytes] = ()) -> list[list[str]]:
     """Return searches for traces by what steps and payloads say: for each filter several that together find all runs of
     the list, and others. One search with all of their conditions takes Tempo ten times as long as all of them.
+
+    - trace_ids: finds these traces only, in a fraction of the time; by text it would not be a fraction.
 
     There is none for a value that no single attribute carries. Those of a text leave out the values that are too long
     for one attribute, see ``SEARCHES``.
@@ -181,10 +183,11 @@ def content_texts(query: RunQuery) -> list[list[str]]:
         filters.append([_equal(MODEL, query.model[:_MAX_LABEL]), *_open_step_terms(query.model)])
     if query.step_type is not None and _is_label(query.step_type):
         filters.append([_equal(_STEP_TYPE, query.step_type), *_open_step_terms(query.step_type)])
-    if query.text is not None:
+    if query.text is not None and not trace_ids:
         pattern = quote(text_pattern(query.text))
         filters.append([f"{name} =~ {pattern}" for name in _TEXT_NAMES])
-    return [[pad_tokens(f"{_spans(term)} {_MOST_RECENT}") for term in terms] for terms in filters]
+    only = [_one_of(trace_ids)] if trace_ids else []
+    return [[pad_tokens(f"{_spans(*only, term)} {_MOST_RECENT}") for term in terms] for terms in filters]
 
 
 def is_unfinished(query: RunQuery) -> bool:
