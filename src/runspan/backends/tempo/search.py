@@ -188,8 +188,8 @@ _MAX_MATCHING: Final = 5000
 """Traces that ``content_texts`` find; if there are more, each run of the list is read."""
 _MAX_DIRECT: Final = 1000
 """So many of these are looked up by their ids, instead of searching through all runs."""
-_IDS: Final = 200
-"""Ids of one search, so that it fits into a URL."""
+_IDS: Final = 80
+"""Ids of one search, so that its URL is shorter than the 8 KB that proxies take."""
 _MAX_CHECKED: Final = 200
 """If a page needs more runs whose documents decide, ``content_texts`` are searched in all data."""
 _FEW: Final = 4
@@ -427,7 +427,9 @@ class RunSearch:
         if self.verifier.needs_document and self._matching is None and len(pending) > _FEW:
             for texts in content_texts(self.query, [candidate.trace_id for _, candidate in pending]):
                 found = self._find_any(texts, _IDS + 1)
-                pending = [entry for entry in pending if found is None or entry[1].trace_id in found]
+                if found is not None:
+                    self._decided |= {candidate.trace_id for _, candidate in pending} - found
+                    pending = [entry for entry in pending if entry[1].trace_id in found]
         for start in range(0, len(pending), self._wanted):
             yield pending[start : start + self._wanted]
 
@@ -471,8 +473,12 @@ class RunSearch:
         if self._changed is None:
             return list(candidates)
         ids = [candidate.trace_id for candidate in candidates if candidate.trace_id not in self._changed]
-        window = self.searcher.complete_window(ended_text(ids).find, EARLIEST, LATEST, len(ids) + 1) if ids else None
-        ended = {candidate.trace_id for candidate in window.candidates} if window is not None else set()
+        ended: set[bytes] = set()
+        for start in range(0, len(ids), _IDS):
+            text = ended_text(ids[start : start + _IDS]).find
+            window = self.searcher.complete_window(text, EARLIEST, LATEST, _IDS + 1)
+            if window is not None:
+                ended.update(candidate.trace_id for candidate in window.candidates)
         self._decided |= ended
         return [candidate for candidate in candidates if candidate.trace_id not in ended]
 
