@@ -17,7 +17,8 @@ from conformance.harness import SECOND, T0, all_pages, ids, make_run, otlp, runn
 from runspan import Run, encode
 from runspan.backends.runspan_api import RunspanApiReader
 from runspan.backends.sqlite import SqliteStore
-from runspan.backends.sqlite.store import _SUSPENDED, MAX_STUCK_WORKFLOWS, Stuck, _statements
+from runspan.backends.sqlite.counts import _SUSPENDED, MAX_STUCK_WORKFLOWS, Stuck
+from runspan.backends.sqlite.lists import statements
 from runspan.codec.fields import ROOT_REVISION, observed_time
 from runspan.contracts import RunQuery, heartbeat_due
 from runspan.errors import NotFound, QueryError, QueryUnsupported
@@ -125,7 +126,7 @@ def test_stuck_lists_read_only_the_index_of_live_runs(store: SqliteStore) -> Non
     connection = sqlite3.connect(store.path)
     for status in (None, "running"):
         for workflow in (None, "wf_1"):
-            ((statement, values, _),) = _statements(RunQuery(workflow_id=workflow, status=status, stuck_before=NOW))
+            ((statement, values, _),) = statements(RunQuery(workflow_id=workflow, status=status, stuck_before=NOW))
             plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
             assert [line for line in plan if "live_runs" in line], plan
             assert not [line for line in plan if "TEMP B-TREE" in line], plan

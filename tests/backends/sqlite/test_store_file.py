@@ -16,8 +16,8 @@ from runspan import Run, encode
 from runspan.backends import connect
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite import store as store_module
+from runspan.backends.sqlite.lists import statements
 from runspan.backends.sqlite.schema import FILE_NAME
-from runspan.backends.sqlite.store import _statements
 from runspan.contracts import Capabilities, Cursor, RunQuery
 from runspan.errors import ConfigError, StoreError
 from runspan.otlp.protobuf_reader import read_protobuf
@@ -172,7 +172,7 @@ def test_documents_too_similar_for_training_are_stored(tmp_path):
 def test_every_list_is_read_from_an_index(tmp_path, workflow, status, since, cursor):
     """No list scans the table or sorts: its cost does not grow with the number of runs."""
     with SqliteStore(tmp_path) as store:
-        ((statement, values, _),) = _statements(RunQuery("t", workflow, status, since, 50, cursor))
+        ((statement, values, _),) = statements(RunQuery("t", workflow, status, since, 50, cursor))
         plan = [store._fetch_one(f"EXPLAIN QUERY PLAN {statement}", values)[3]]
     (line,) = plan
     assert line.startswith("SEARCH runs USING INDEX runs_by_")

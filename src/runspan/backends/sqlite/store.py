@@ -5,10 +5,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from heapq import merge
 from operator import itemgetter
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runspan import contracts
-from runspan.backends.sqlite import integrity, queries, retention
+from runspan.backends.sqlite import counts, integrity, lists, queries, retention
 from runspan.backends.sqlite.changes import Changer
 from runspan.backends.sqlite.compression import Compression, CorruptFrame
 from runspan.backends.sqlite.index import Index, stats_reader
@@ -25,7 +24,9 @@ from runspan.backends.sqlite.index.indexer import DamagedIndex, IndexStats
 from runspan.backends.sqlite.index.search import IndexedSearch, damaged_document_note
 from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
+from runspan.backends.sqlite.lists import Item, utf8
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
+from runspan.backends.sqlite.readers import ConnectionPool
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
 from runspan.backends.sqlite.revision import (
     RecentRevisions,
@@ -42,14 +43,11 @@ from runspan.codec.facts import summary_members
 from runspan.codec.full_text import SEARCHED
 from runspan.codec.semconv import read_error
 from runspan.errors import DocumentError, NotFound, PayloadError, StoreError
-from runspan.model.document import RUN_STATUSES, TERMINAL_RUN_STATUSES, Run
+from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
-from runspan.model.timestamps import MAX_NS, rfc3339
+from runspan.model.timestamps import rfc3339
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import file_bytes, is_damage, open_read_only, store_error, translate_errors
-
-UNFINISHED_RUN_STATUSES: Final = tuple(status for status in RUN_STATUSES if status not in TERMINAL_RUN_STATUSES)
-_UNFINISHED_NAMES: Final = tuple(map(str.encode, UNFINISHED_RUN_STATUSES))
+from runspan.storage.sqlite_file import open_read_only, translate_errors
 
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
@@ -58,142 +56,8 @@ _VERSION_COLUMNS: Final = "run_id, tenant, incomplete, superseded, digest, revis
 _DOCUMENT: Final = f"SELECT document, {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _VERSION: Final = f"SELECT {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # noqa: S608 a constant
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
-_COUNTS: Final = """
-    SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM foreign_spans),
-    (SELECT coalesce(sum(spans), 0) FROM waiting_tenants)
-"""
-_SILENT: Final = (
-    "observed_at IS NOT NULL AND observed_at"
-    f" + max({contracts.HEARTBEAT_INTERVAL}, (observed_at - time) / {contracts.HEARTBEAT_SHARE}) < ?"
-)
-"""The condition on runs whose heartbeat was due before a time; see ``contracts.heartbeat_due``."""
-_STUCK: Final = f"""
-    SELECT workflow_id, count(*), min(observed_at) FROM runs
-    WHERE id IN (SELECT id FROM runs INDEXED BY live_runs WHERE {_SILENT} AND observed_at - time <= ?)
-    GROUP BY workflow_id ORDER BY min(observed_at)
-"""  # noqa: S608 a constant
-_INDEXES_WITHOUT_RUN_ID: Final = ("runs_by_workflow", "runs_by_status", "runs_by_workflow_and_status")
-_Item = tuple[bytes, int, bytes, bytes, bytes | None, bytes | None, bytes]
-"""Run id, sort time, summary, its checksum, and the columns ``incomplete``, ``superseded`` and ``digest``."""
 _MAX_MESSAGE: Final = 300
 """Characters of an error's message in statistics."""
-MAX_STUCK_WORKFLOWS: Final = 100
-"""How many workflows have a count or an age of their own: each is a series of ``/metrics``."""
-_ENDED: Final = f"SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_end WHERE {queries.ENDED_WITHIN} LIMIT ?)"  # noqa: S608 a constant
-_MAX_SORTED: Final = 10_000
-"""Runs that a list by the time of the end sorts. With more, so many of the newest runs are in it that it is read in its
-own order."""
-_TENANTS: Final = """
-    WITH RECURSIVE tenants (tenant) AS (
-        SELECT min(tenant) FROM runs
-        UNION ALL
-        SELECT (SELECT min(tenant) FROM runs WHERE runs.tenant > tenants.tenant)
-        FROM tenants WHERE tenants.tenant IS NOT NULL
-    )
-"""
-"""Skips from tenant to tenant in an index, so that of each only the runs of a status are read."""
-_UNFINISHED: Final = f"""
-    {_TENANTS}
-    SELECT count(*), min(nullif(time, 0)) FROM tenants JOIN runs INDEXED BY runs_by_status
-    ON runs.tenant = tenants.tenant AND runs.status_key IN (?, ?, ?) AND runs.status IN (?, ?, ?)
-"""  # noqa: S608 a constant
-_SUSPENDED: Final = f"""
-    {_TENANTS}
-    SELECT workflow_id, min(time) FROM tenants JOIN runs INDEXED BY runs_by_status
-    ON runs.tenant = tenants.tenant AND runs.status_key = ? AND runs.status = ? AND time >= ?
-    GROUP BY workflow_id ORDER BY min(time)
-"""  # noqa: S608 a constant
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """What the store contains."""
-
-    runs: int
-    bytes: int
-    """The size of the database file and its write-ahead log."""
-    foreign_spans: int
-    fragments: int
-    """Spans that wait for others, or for the revision span that needs them."""
-    overdue: int
-    """Runs past retention that ``expire`` did not delete because they were too many at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """The runs that have not ended."""
-
-    runs: int
-    """How many runs are pending, running or suspended."""
-    oldest: int | None
-    """The earliest start among them, nanoseconds since 1970; None without one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stuck:
-    """The stuck runs of a workflow."""
-
-    workflow_id: str
-    """Empty for runs without one, and for the workflows beyond ``MAX_STUCK_WORKFLOWS`` together."""
-    runs: int
-    observed_at: int
-    """The earliest last observation among them, nanoseconds since 1970."""
-
-
-class ConnectionPool:
-    """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request.
-
-    check_files: raises StoreError when the path leads to another file, which a new connection would open.
-    on_damage: called for each read that SQLite or a row's values of other types than were stored show to be damaged.
-    """
-
-    def __init__(self, path: Path, check_files: Callable[[], None], on_damage: Callable[[], None]) -> None:
-        self._path = path
-        self._check_files = check_files
-        self._on_damage = on_damage
-        self._idle: deque[sqlite3.Connection] = deque()
-        self._closed = False
-
-    @contextmanager
-    def connection(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection for this caller alone. Errors of SQLite and damaged text are raised as StoreError."""
-        if self._closed:
-            raise StoreError("the store is closed", where=str(self._path))
-        try:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                self._check_files()
-                connection = open_read_only(self._path, pragmas=("cache_size = -8192",))
-            try:
-                with self.value_errors():
-                    yield connection
-            except BaseException:
-                connection.close()
-                raise
-        except sqlite3.Error as error:
-            if is_damage(error):
-                self._on_damage()
-            raise store_error(error, self._path) from error
-        self._idle.append(connection)
-        if self._closed:
-            self.close()
-
-    @contextmanager
-    def value_errors(self) -> Iterator[None]:
-        """Raise StoreError for values of other types than were stored, which a damaged row may have."""
-        try:
-            yield
-        except (UnicodeDecodeError, AttributeError, TypeError) as error:
-            self._on_damage()
-            hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
-            raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
-
-    def close(self) -> None:
-        """Close the idle connections; one in use is closed by its user."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
 
 
 class SqliteStore:
@@ -358,18 +222,17 @@ class SqliteStore:
                 return self._search_index(query)
             except DamagedIndex:  # it was made anew
                 return self._search_index(query)
-        few_ended = query.is_by_end and self._fetch_one(_ENDED, (*_end_range(query) * 2, _MAX_SORTED))[0] < _MAX_SORTED
-        statements = _statements(query, few_ended=few_ended)
         notes: list[str] = []
         with self._readers.connection() as connection, ExitStack() as opened:
+            few_ended = query.is_by_end and lists.have_few_ended(connection, query)
             found = []
-            for statement, values, is_sorted in statements:
+            for statement, values, is_sorted in lists.statements(query, few_ended=few_ended):
                 rows = self._sound(opened.enter_context(closing(connection.execute(statement, values))), query, notes)
-                found.append(rows if is_sorted else _sorted_by_run_id(rows, query.limit + 1))
+                found.append(rows if is_sorted else lists.sorted_by_run_id(rows, query.limit + 1))
             merged = found[0] if len(found) == 1 else merge(*found, key=itemgetter(1, 0), reverse=True)
             return self._page(merged, query, notes)
 
-    def _page(self, rows: Iterable[_Item], query: contracts.RunQuery, notes: list[str]) -> contracts.Page:
+    def _page(self, rows: Iterable[Item], query: contracts.RunQuery, notes: list[str]) -> contracts.Page:
         """Return a page of rows, which are sorted.
 
         notes: lines of ``partial``, to which reading the rows adds further.
@@ -437,9 +300,9 @@ class SqliteStore:
         message = read_error(summary_members(summary).error, "").message
         return contracts.FailedRun(run_id.decode(), rfc3339(time), message[:_MAX_MESSAGE])
 
-    def _sound(self, rows: Iterable[_Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[_Item]:
+    def _sound(self, rows: Iterable[Item], query: contracts.RunQuery, partial: list[str]) -> Iterator[Item]:
         """Yield the rows whose checksum is right. ``partial`` gets a note of each other."""
-        tenant = _utf8(query.tenant)
+        tenant = utf8(query.tenant)
         for row in rows:
             run_id, sort_time, summary, checksum, *_ = row
             if queries.summary_checksum(tenant, run_id, sort_time, summary) == checksum:
@@ -453,10 +316,25 @@ class SqliteStore:
         row = self._fetch_one(_RESOURCE, (trace_id,))
         return None if row is None else bytes(row[0])
 
-    def stats(self) -> Stats:
-        """Return counts, for metrics."""
-        runs, foreign_spans, fragments = self._fetch_one(_COUNTS)
-        return Stats(runs, file_bytes(self.path), foreign_spans, fragments, self._retention.overdue)
+    def stats(self) -> counts.Stats:
+        """See ``counts.stats``."""
+        with self._readers.connection() as connection:
+            return counts.stats(connection, self.path, self._retention.overdue)
+
+    def unfinished(self) -> counts.Unfinished:
+        """See ``counts.unfinished``."""
+        with self._readers.connection() as connection:
+            return counts.unfinished(connection)
+
+    def stuck(self, before: int, max_age: int) -> list[counts.Stuck]:
+        """See ``counts.stuck``."""
+        with self._readers.connection() as connection:
+            return counts.stuck(connection, before, max_age)
+
+    def suspended(self, since: int) -> dict[str, int]:
+        """See ``counts.suspended``."""
+        with self._readers.connection() as connection:
+            return counts.suspended(connection, since)
 
     def index_stats(self) -> IndexStats | None:
         """Return what the index lacks and takes, for metrics; None unless this store keeps it up to date."""
@@ -467,43 +345,6 @@ class SqliteStore:
         """How many runs, list items and spans were refused since the start because what is stored of them is damaged;
         one that is read again counts again."""
         return self._damaged_reads
-
-    def unfinished(self) -> Unfinished:
-        """Return the runs of all tenants that have not ended.
-
-        The time this takes depends on the number of tenants and of such runs, not on that of all runs.
-        """
-        runs, oldest = self._fetch_one(_UNFINISHED, [*map(queries.status_key, _UNFINISHED_NAMES), *_UNFINISHED_NAMES])
-        return Unfinished(runs, oldest)
-
-    def stuck(self, before: int, max_age: int) -> list[Stuck]:
-        """Return the runs of all tenants that a search with this ``stuck_before`` finds, by workflow.
-
-        max_age: nanoseconds; a run that was older when it was last observed is left out. A backfill has such runs,
-        since whoever sends an old document observes it now.
-
-        The time this takes depends on the number of runs that are pending or running.
-        """
-        with self._readers.connection() as connection:
-            rows = connection.execute(_STUCK, (before, max_age)).fetchall()
-        found = {workflow_id or b"": (runs, at) for workflow_id, runs, at in rows[:MAX_STUCK_WORKFLOWS]}
-        for _, runs, at in rows[MAX_STUCK_WORKFLOWS:]:
-            others, earliest = found.get(b"", (0, at))
-            found[b""] = others + runs, min(earliest, at)
-        return [Stuck(workflow_id.decode(), runs, at) for workflow_id, (runs, at) in found.items()]
-
-    def suspended(self, since: int) -> dict[str, int]:
-        """Return the earliest start of a suspended run of each workflow, of the runs of all tenants that started since.
-
-        Empty for runs without a workflow, and for those beyond ``MAX_STUCK_WORKFLOWS`` together. Times are nanoseconds
-        since 1970. How long this takes depends on the number of tenants and of suspended runs.
-        """
-        with self._readers.connection() as connection:
-            rows = connection.execute(_SUSPENDED, (queries.status_key(b"suspended"), b"suspended", since)).fetchall()
-        found: dict[str, int] = {}
-        for number, (workflow_id, start) in enumerate(rows):
-            found.setdefault((workflow_id or b"").decode() if number < MAX_STUCK_WORKFLOWS else "", start)
-        return found
 
     def check(self) -> None:
         """See ``contracts.TraceReader``. Raise StoreError when reading fails, or no write would succeed."""
@@ -707,96 +548,6 @@ def _version_notes(run_id: bytes, incomplete: bytes | None, superseded: bytes | 
         yield contracts.older_revision_note(run_id.decode(), bytes_to_lines(incomplete))
     if superseded and (conflict := queries.conflicting_digests(superseded, digest)):
         yield contracts.conflict_note(run_id.decode(), conflict)
-
-
-def _sorted_by_run_id(rows: Iterable[_Item], limit: int) -> Iterator[_Item]:
-    """Yield rows, which are sorted by time, with those of the same time sorted by run id: the first of these."""
-    tied: list[_Item] = []
-    for row in rows:
-        if tied and row[1] != tied[0][1]:
-            yield from tied if len(tied) == 1 else _last_run_ids(tied, limit)
-            tied = []
-        tied.append(row)
-        if len(tied) > 2 * limit:
-            tied = _last_run_ids(tied, limit)
-    yield from _last_run_ids(tied, limit)
-
-
-def _last_run_ids(rows: list[_Item], limit: int) -> list[_Item]:
-    return sorted(rows, key=itemgetter(0), reverse=True)[:limit]
-
-
-def _end_range(query: contracts.RunQuery) -> tuple[int, int]:
-    """Return the range of the ends of the runs in a list: from, and before."""
-    until = MAX_NS + 1 if query.ended_until is None else query.ended_until
-    return min(query.ended_since or 0, MAX_NS), min(until, MAX_NS + 1)
-
-
-_Statement = tuple[str, list[Any], bool]
-"""A statement, its values, and whether its rows of the same time are sorted by run id too."""
-
-
-def _statements(query: contracts.RunQuery, *, few_ended: bool = False) -> list[_Statement]:
-    """Return the statements of a list: one, or one for each of several statuses.
-
-    The rows of each come from the index whose columns are those that the query fixes, in the order of the list.
-
-    few_ended: whether few enough runs have ended in the range of the query to be sorted.
-    """
-    statuses = () if query.status is None else tuple(dict.fromkeys(query.statuses))
-    if query.stuck_before is not None or few_ended or len(statuses) < 2:
-        return [_statement(query, statuses, few_ended=few_ended)]
-    return [_statement(query, (status,)) for status in statuses]
-
-
-def _statement(query: contracts.RunQuery, statuses: Sequence[str], *, few_ended: bool = False) -> _Statement:
-    index, conditions, bound = "runs_by_time", ["tenant = ?"], list[Any]([_utf8(query.tenant)])
-    if query.workflow_id is not None:
-        index = "runs_by_workflow"
-        workflow_id = _utf8(query.workflow_id)
-        conditions.append("workflow_key = ? AND workflow_id = ?")
-        bound += [queries.workflow_key(_utf8(query.tenant), workflow_id), workflow_id]
-    if query.is_by_end and not statuses:
-        statuses = TERMINAL_RUN_STATUSES
-    if len(statuses) == 1:
-        status = _utf8(statuses[0])
-        key = queries.status_key(status)
-        if key is None:
-            conditions.append("status_key IS NULL AND status = ?")
-            bound.append(status)
-        else:
-            index = "runs_by_status" if query.workflow_id is None else "runs_by_workflow_and_status"
-            conditions.append("status_key = ? AND status = ?")
-            bound += [key, status]
-    elif statuses:
-        conditions.append(f"status IN ({', '.join('?' * len(statuses))})")
-        bound += map(_utf8, statuses)
-    if query.stuck_before is not None:
-        index = "live_runs"  # few runs can be stuck, whatever the other filters are
-        conditions.append(_SILENT)
-        bound.append(min(query.stuck_before, MAX_NS))
-    if query.is_by_end:
-        index = "runs_by_end" if few_ended else index
-        conditions.append(queries.ENDED_WITHIN)
-        bound += _end_range(query) * 2
-    if query.since is not None:
-        conditions.append("time >= ?")
-        bound.append(min(query.since, MAX_NS))
-    if query.before is not None:
-        time, run_id = query.before
-        conditions.append("(time, run_id) < (?, ?)")
-        bound += [min(time, MAX_NS + 1), _utf8(run_id)]
-    where = " AND ".join(conditions)
-    select = "SELECT run_id, time, summary, checksum, incomplete, superseded, digest FROM runs"
-    # Without a limit: rows are read one by one, and damaged ones are not counted.
-    is_sorted = index not in _INDEXES_WITHOUT_RUN_ID
-    order = "time DESC, run_id DESC" if is_sorted else "time DESC"
-    return f"{select} INDEXED BY {index} WHERE {where} ORDER BY {order}", bound, is_sorted
-
-
-def _utf8(text: str) -> bytes:
-    """Return the text as stored. No stored text contains a lone surrogate, so such a text finds nothing."""
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _trace_id(run_id: str, tenant: str) -> bytes:
