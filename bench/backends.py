@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench.plan import Plan
 from bench.processes import environment
 from support.servers.process import Program, answers, free_ports
 
@@ -50,6 +53,27 @@ def jaeger(folder: Path) -> Iterator[Started]:
     file.write_text(text.replace("host: 0.0.0.0", "host: 127.0.0.1"))
     with _process(["jaeger", "--config", str(file)], folder, f"http://127.0.0.1:{ports[4]}/status") as pid:
         yield Started(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}", pid)
+
+
+@contextmanager
+def read_by_runspan(plan: Plan, *kinds: str) -> Iterator[list[tuple[str, str]]]:
+    """Yield the backend and the OTLP endpoint of each server of these kinds, tempo or jaeger.
+
+    ``RUNSPAN_BENCH_BACKENDS`` names running ones, ``BACKEND=OTLP`` joined by spaces, for example
+    ``jaeger+http://127.0.0.1:16686=http://127.0.0.1:4318``. Without it, those on the search path are started.
+    """
+    named = [pair.partition("=") for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
+    found = [(url, otlp) for url, _, otlp in named if url.partition("+")[0] in kinds]
+    with ExitStack() as stack:
+        for kind in () if named else kinds:
+            if shutil.which(kind) is None:
+                plan.say(f"{kind}: skipped, RUNSPAN_BENCH_BACKENDS names none and none is on the search path")
+                continue
+            folder = plan.folder / kind
+            folder.mkdir()
+            started = stack.enter_context({"tempo": tempo, "jaeger": jaeger}[kind](folder))
+            found.append((f"{kind}+{started.url}", started.otlp))
+        yield found
 
 
 @contextmanager

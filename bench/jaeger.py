@@ -1,12 +1,11 @@
 """Section ``jaeger``: lists and reads over a Jaeger, against the cheapest request of Jaeger's own for the same runs.
 
-``RUNSPAN_BENCH_BACKENDS`` names running servers as for the section ``remote``, and those of Jaeger are measured. The
-configuration with Badger is the one that counts: its memory storage is for trials.
+The servers are those of ``backends.read_by_runspan``. The configuration with Badger is the one that counts: Jaeger's
+memory storage is for trials.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import msgspec
 
+from bench import backends
 from bench.data import seed
 from bench.figures import Figure, Goal, at_most, ratio, seconds_of, take_turns
 from bench.plan import Plan
@@ -40,11 +40,8 @@ _SINCE = 7 * 86_400 * 1_000_000_000
 
 def run(plan: Plan) -> list[Figure]:
     """Return the figures of the section: none without a Jaeger."""
-    pairs = [pair.split("=", 1) for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
-    pairs = [pair for pair in pairs if pair[0].startswith("jaeger+")]
-    if not pairs:
-        plan.say("jaeger: skipped, RUNSPAN_BENCH_BACKENDS names no Jaeger")
-    return [figure for url, otlp in pairs for figure in _server(plan, url, otlp)]
+    with backends.read_by_runspan(plan, "jaeger") as servers:
+        return [figure for url, otlp in servers for figure in _server(plan, url, otlp)]
 
 
 def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:

@@ -1,18 +1,17 @@
 """Section ``remote``: what reading from Tempo and Jaeger costs beyond the backend's own latency.
 
-``RUNSPAN_BENCH_BACKENDS`` names running servers, ``BACKEND=OTLP`` joined by spaces, for example
-``jaeger+http://127.0.0.1:16686=http://127.0.0.1:4318``. Runs are sent there; nothing is deleted.
+The servers are those of ``backends.read_by_runspan``. Runs are sent there; nothing is deleted.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import Any
 
+from bench import backends
 from bench.data import seed
 from bench.figures import Figure, Goal, at_most
 from bench.plan import Plan
@@ -32,10 +31,8 @@ _VISIBLE_SECONDS = 60
 
 def run(plan: Plan) -> list[Figure]:
     """Return the figures of the section; none without a server."""
-    pairs = os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()
-    if not pairs:
-        plan.say("remote: skipped, RUNSPAN_BENCH_BACKENDS names no server")
-    return [figure for pair in pairs for figure in _backend(plan, *pair.split("=", 1))]
+    with backends.read_by_runspan(plan, "tempo", "jaeger") as servers:
+        return [figure for url, otlp in servers for figure in _backend(plan, url, otlp)]
 
 
 def _backend(plan: Plan, url: str, otlp: str) -> list[Figure]:

@@ -1,8 +1,7 @@
 """Section ``tempo``: lists and reads over a Tempo, against the cheapest request of Tempo's own for the same runs.
 
-``RUNSPAN_BENCH_BACKENDS`` names running servers as for the section ``remote``, and those of Tempo are measured. Without
-one, the section starts the ``tempo`` on the search path with the settings of ``deploy/tempo.yaml``, and a second time
-without its dedicated columns.
+``RUNSPAN_BENCH_BACKENDS`` names running servers, see ``backends.read_by_runspan``. Without it, the section starts the
+``tempo`` on the search path with the settings of ``deploy/tempo.yaml``, and again without its dedicated columns.
 """
 
 from __future__ import annotations
