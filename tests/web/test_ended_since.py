@@ -15,7 +15,7 @@ from flask import Flask, Response
 from conformance.harness import SECOND, all_pages, ids, make_run, running
 from runspan import Run
 from runspan.backends.runspan_api import RunspanApiReader
-from runspan.backends.sqlite import SqliteStore, store
+from runspan.backends.sqlite import SqliteStore, lists
 from runspan.backends.sqlite.queries import DAY
 from runspan.contracts import RunQuery
 from runspan.errors import QueryUnsupported
@@ -73,7 +73,7 @@ def test_few_ends_are_sorted_and_many_are_read_in_order(
     filled: SqliteStore, monkeypatch: pytest.MonkeyPatch, most_sorted: int
 ) -> None:
     """Both ways return the same list, with every filter and on pages."""
-    monkeypatch.setattr(store, "_MAX_SORTED", most_sorted)
+    monkeypatch.setattr(lists, "_MAX_SORTED", most_sorted)
     expected = ["new", "edge", "good", "days"]
     query = RunQuery(ended_since=NOW - HOUR)
     assert ids(filled.search(query)) == expected
@@ -90,7 +90,7 @@ def test_few_ends_are_sorted_and_many_are_read_in_order(
 @pytest.mark.parametrize("most_sorted", [1, 10_000])
 def test_every_bound_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_sorted: int) -> None:
     """The index of ends is sorted by the day alone."""
-    monkeypatch.setattr(store, "_MAX_SORTED", most_sorted)
+    monkeypatch.setattr(lists, "_MAX_SORTED", most_sorted)
     midnight = NOW // DAY * DAY
     ends = [day + rest for day in (midnight - DAY, midnight) for rest in (-MILLISECOND, 0, MILLISECOND)]
     with SqliteStore(tmp_path) as opened:
@@ -106,7 +106,7 @@ def test_every_bound_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, m
 def test_recent_ends_come_from_their_index(filled: SqliteStore) -> None:
     """The list of an alert does not read the runs that ended before."""
     connection = sqlite3.connect(filled.path)
-    ((statement, values, _),) = store._statements(RunQuery(status="failed", ended_since=NOW - HOUR), few_ended=True)
+    ((statement, values, _),) = lists.statements(RunQuery(status="failed", ended_since=NOW - HOUR), few_ended=True)
     plan = " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values))
     assert "runs_by_end (<expr>>? AND <expr><?)" in plan
     connection.close()

@@ -11,7 +11,7 @@ from conformance.harness import T0, make_run, write_spans
 from runspan import Run, encode
 from runspan.backends.sqlite import SqliteStore
 from runspan.backends.sqlite.queries import add_digest, split_digests
-from runspan.backends.sqlite.readers import ConnectionPool
+from runspan.backends.sqlite.store import ConnectionPool
 
 DAY = 86_400_000_000_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -26,7 +27,6 @@ from runspan.backends.sqlite.ingest import Ingester
 from runspan.backends.sqlite.integrity import Damage
 from runspan.backends.sqlite.lists import Item, utf8
 from runspan.backends.sqlite.queries import StoredRow, bytes_to_lines
-from runspan.backends.sqlite.readers import ConnectionPool
 from runspan.backends.sqlite.retention import ArrivalClock, PurgeReport, Retention
 from runspan.backends.sqlite.revision import (
     RecentRevisions,
@@ -47,7 +47,7 @@ from runspan.model.document import Run
 from runspan.model.span import Span, run_ids
 from runspan.model.timestamps import rfc3339
 from runspan.otlp.protobuf_reader import ParsedRequest, read_spans
-from runspan.storage.sqlite_file import open_read_only, translate_errors
+from runspan.storage.sqlite_file import is_damage, open_read_only, store_error, translate_errors
 
 PAGE_BYTES = 16 << 20
 """Bytes of summaries in one page of a list. A summary contains the run's error, which has no limit of its own."""
@@ -58,6 +58,62 @@ _VERSION: Final = f"SELECT {_VERSION_COLUMNS} FROM runs WHERE trace_id = ?"  # n
 _RESOURCE: Final = "SELECT content FROM runs JOIN resources ON resources.id = resource_id WHERE trace_id = ?"
 _MAX_MESSAGE: Final = 300
 """Characters of an error's message in statistics."""
+
+
+class ConnectionPool:
+    """Idle connections that cannot write. A pool and not one connection a thread: servers start threads per request.
+
+    check_files: raises StoreError when the path leads to another file, which a new connection would open.
+    on_damage: called for each read that SQLite or a row's values of other types than were stored show to be damaged.
+    """
+
+    def __init__(self, path: Path, check_files: Callable[[], None], on_damage: Callable[[], None]) -> None:
+        self._path = path
+        self._check_files = check_files
+        self._on_damage = on_damage
+        self._idle: deque[sqlite3.Connection] = deque()
+        self._closed = False
+
+    @contextmanager
+    def connection(self) -> Iterator[sqlite3.Connection]:
+        """Yield a connection for this caller alone. Errors of SQLite and damaged text are raised as StoreError."""
+        if self._closed:
+            raise StoreError("the store is closed", where=str(self._path))
+        try:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                self._check_files()
+                connection = open_read_only(self._path, pragmas=("cache_size = -8192",))
+            try:
+                with self.value_errors():
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+        except sqlite3.Error as error:
+            if is_damage(error):
+                self._on_damage()
+            raise store_error(error, self._path) from error
+        self._idle.append(connection)
+        if self._closed:
+            self.close()
+
+    @contextmanager
+    def value_errors(self) -> Iterator[None]:
+        """Raise StoreError for values of other types than were stored, which a damaged row may have."""
+        try:
+            yield
+        except (UnicodeDecodeError, AttributeError, TypeError) as error:
+            self._on_damage()
+            hint = "set it aside with `runspan check --set-aside`, then export the run again; or restore a backup"
+            raise StoreError("a stored run is damaged", where=str(self._path), got=str(error), hint=hint) from None
+
+    def close(self) -> None:
+        """Close the idle connections; one in use is closed by its user."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
 
 
 class SqliteStore:
