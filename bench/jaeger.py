@@ -45,7 +45,7 @@ def run(plan: Plan) -> list[Figure]:
 
 
 def _server(plan: Plan, url: str, otlp: str) -> list[Figure]:
-    runs = plan.runs or (500 if plan.quick else 20_000)
+    runs = plan.runs or (2_000 if plan.quick else 20_000)
     rounds = plan.rounds or (10 if plan.quick else 40)
     # A service, a tenant and runs of this measurement alone, and times that retention holds.
     now = time.time_ns()
