@@ -55,17 +55,22 @@ def jaeger(folder: Path) -> Iterator[Started]:
         yield Started(f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[3]}", pid)
 
 
+def named_servers(*kinds: str) -> list[tuple[str, str]]:
+    """Return the backend and the OTLP endpoint of the running servers of these kinds, tempo or jaeger.
+
+    ``RUNSPAN_BENCH_BACKENDS`` names them as ``BACKEND=OTLP`` joined by spaces, for example
+    ``jaeger+http://127.0.0.1:16686=http://127.0.0.1:4318``.
+    """
+    pairs = [pair.partition("=") for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
+    return [(url, otlp) for url, _, otlp in pairs if url.partition("+")[0] in kinds]
+
+
 @contextmanager
 def read_by_runspan(plan: Plan, *kinds: str) -> Iterator[list[tuple[str, str]]]:
-    """Yield the backend and the OTLP endpoint of each server of these kinds, tempo or jaeger.
-
-    ``RUNSPAN_BENCH_BACKENDS`` names running ones, ``BACKEND=OTLP`` joined by spaces, for example
-    ``jaeger+http://127.0.0.1:16686=http://127.0.0.1:4318``. Without it, those on the search path are started.
-    """
-    named = [pair.partition("=") for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
-    found = [(url, otlp) for url, _, otlp in named if url.partition("+")[0] in kinds]
+    """Yield the ``named_servers``; without one, those programs of these kinds that are on the search path, started."""
+    found = named_servers(*kinds)
     with ExitStack() as stack:
-        for kind in () if named else kinds:
+        for kind in () if found else kinds:
             if shutil.which(kind) is None:
                 plan.say(f"{kind}: skipped, RUNSPAN_BENCH_BACKENDS names none and none is on the search path")
                 continue

@@ -1,13 +1,12 @@
 """Section ``tempo``: lists and reads over a Tempo, against the cheapest request of Tempo's own for the same runs.
 
-``RUNSPAN_BENCH_BACKENDS`` names running servers, see ``backends.read_by_runspan``. Without it, the section starts the
-``tempo`` on the search path with the settings of ``deploy/tempo.yaml``, and again without its dedicated columns.
+The servers are those of ``backends.named_servers``. Without one, the section starts the ``tempo`` on the search path
+with the settings of ``deploy/tempo.yaml``, and again without its dedicated columns.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,11 +55,10 @@ _STEP_TYPE: Final = next(each.key for each in STEP_FIELDS if each.member == "typ
 def run(plan: Plan) -> list[Figure]:
     """Return the figures of the section: none without a Tempo."""
     sizes = [plan.runs] if plan.runs else [2_000] if plan.quick else [_MANY] if plan.scale else [20_000, 100_000]
-    pairs = [pair.split("=", 1) for pair in os.environ.get("RUNSPAN_BENCH_BACKENDS", "").split()]
-    pairs = [pair for pair in pairs if pair[0].startswith("tempo+")]
+    servers = backends.named_servers("tempo")
     figures: list[Figure] = []
-    if pairs:
-        for url, otlp in pairs:
+    if servers:
+        for url, otlp in servers:
             for size in sizes:
                 figures += _server(plan, url, otlp, "named", size, f"bench-{time.time_ns()}")
         return figures

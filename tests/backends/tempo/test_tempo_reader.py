@@ -266,7 +266,7 @@ def test_traces_of_runs_with_unusual_times_are_read_for_one_list_only(
     ],
     ids=lambda value: value.model or value.step_type or value.text if isinstance(value, RunQuery) else "",
 )
-def test_documents_are_read_unless_the_runs_of_a_list_are_rare(
+def test_searches_find_which_documents_a_list_has_to_read(
     tempo: Tempo,
     reader: TempoReader,
     monkeypatch: pytest.MonkeyPatch,

@@ -99,8 +99,8 @@ def unfinished(connection: sqlite3.Connection) -> Unfinished:
 def stuck(connection: sqlite3.Connection, before: int, max_age: int) -> list[Stuck]:
     """Return the runs of all tenants that a search with this ``stuck_before`` finds, by workflow.
 
-    max_age: nanoseconds; a run that was older when it was last observed is left out. A backfill has such runs, since
-    whoever sends an old document observes it now.
+    max_age: nanoseconds; a run that was older when it was last observed is left out. Runs of a backfill are, since they
+    count as observed when they are sent.
 
     The time this takes depends on the number of runs that are pending or running.
     """

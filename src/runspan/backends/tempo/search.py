@@ -185,13 +185,13 @@ _MAX_COUNT: Final = 5000
 _MAX_HINTS: Final = 1000
 """How many kinds of queries have a hint."""
 _MAX_MATCHING: Final = 5000
-"""Traces that ``content_texts`` find; if there are more, each run of the list is read."""
+"""Traces that ``content_texts`` find in all data; if there are more, they are searched for some runs at a time."""
 _MAX_DIRECT: Final = 1000
 """So many of these are looked up by their ids, instead of searching through all runs."""
 _IDS: Final = 80
 """Ids of one search, so that its URL is shorter than the 8 KB that proxies take."""
 _MAX_CHECKED: Final = 200
-"""If a page needs more runs whose documents decide, ``content_texts`` are searched in all data."""
+"""Runs that are looked at for a page before ``content_texts`` are searched in all data."""
 _FEW: Final = 4
 """So many traces are read without a search that shows which of them need not be: it costs as much."""
 
