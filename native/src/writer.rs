@@ -8,12 +8,11 @@ mod members;
 mod usage;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyString, PyTuple};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -44,6 +43,10 @@ struct Format {
     task_run_key: Vec<u8>,
     digest_key: Vec<u8>,
     summary_digest_key: Vec<u8>,
+    /// The keys of the sets of models and of step types.
+    label_set_keys: [Vec<u8>; 2],
+    /// A set that is too long.
+    many_labels: Vec<u8>,
     step_count_key: Vec<u8>,
     manifest_key: Vec<u8>,
     /// The key of the end of a step without duration.
@@ -72,6 +75,8 @@ struct Template {
     /// Whether only the attributes of token usage do.
     has_usage: bool,
     is_loop: bool,
+    /// Of a step: its type.
+    step_type: String,
     /// Name, kind and attributes.
     wire: Vec<u8>,
     /// Of a run: the attributes of all of its spans.
@@ -127,6 +132,8 @@ struct Run {
     attributes: Vec<u8>,
     /// What its agent steps used, other than those that were left to Python.
     usages: Vec<Counts>,
+    /// Their models.
+    models: BTreeSet<String>,
     /// Whether Python has parts to add to the run span.
     has_details: bool,
 }
@@ -248,23 +255,31 @@ impl SpanWriter {
         let step_spans = (&self.format.step_scope, PyBytes::new(py, &spans), steps.len());
 
         run.put_start(&mut span, run.root_id, None, (run.start, run.end), &run.template);
+        let (mut totals, mut rest) = (Vec::new(), self.format.plain_end.clone());
+        if run.has_details || run.usages.len() > 2 {
+            let found = details.call_method1("run_parts", (&run.template.source, run.end, run.usages))?;
+            let models: Vec<String>;
+            (totals, rest, models) = found.extract()?;
+            run.models.extend(models);
+        } else if !run.usages.is_empty() {
+            self.format.usage_keys.put_totals(&mut totals, &run.usages);
+        }
+        let types = steps.iter().map(|step| step.template.step_type.as_str()).collect();
+        let label_sets = [self.label_set(run.models.iter().map(String::as_str).collect()), self.label_set(types)];
+        let summary_digest = self.summary_digest(run.start, summary, &label_sets);
         put_hex_string(&mut span, &self.format.digest_key, &Sha256::digest(text));
-        put_hex_string(&mut span, &self.format.summary_digest_key, &self.summary_digest(run.start, summary)[..16]);
+        put_hex_string(&mut span, &self.format.summary_digest_key, &summary_digest[..16]);
+        for (key, labels) in self.format.label_set_keys.iter().zip(&label_sets) {
+            if !labels.is_empty() {
+                put_string(&mut span, key, labels);
+            }
+        }
         span.extend_from_slice(&self.format.tenant);
         put_integer(&mut span, &self.format.step_count_key, steps.len() as u64);
         put_string(&mut span, &self.format.manifest_key, &manifest);
         span.extend_from_slice(&run.attributes);
-        if run.has_details || run.usages.len() > 2 {
-            let found = details.call_method1("run_parts", (&run.template.source, run.end, run.usages))?;
-            let (attributes, rest): (PyBackedBytes, PyBackedBytes) = found.extract()?;
-            span.extend_from_slice(&attributes);
-            span.extend_from_slice(&rest);
-        } else {
-            if !run.usages.is_empty() {
-                self.format.usage_keys.put_totals(&mut span, &run.usages);
-            }
-            span.extend_from_slice(&self.format.plain_end);
-        }
+        span.extend_from_slice(&totals);
+        span.extend_from_slice(&rest);
         spans.clear();
         put_delimited(&mut spans, &span);
         let run_span = (&self.format.run_scope, PyBytes::new(py, &spans), 1);
@@ -300,12 +315,22 @@ impl SpanWriter {
             template,
             attributes: Vec::new(),
             usages: Vec::new(),
+            models: BTreeSet::new(),
         };
         let has_ids = run.trace_id != [[0; 8]; 2] && run.root_id != [0; 8];
         (run.template.is_common && has_ids && 0 < start && start < end).then_some(run)
     }
 
-    fn summary_digest(&self, start: u64, mut summary: Vec<u8>) -> [u8; 32] {
+    /// The text of a set, empty if it has no labels.
+    fn label_set(&self, labels: BTreeSet<&str>) -> Vec<u8> {
+        if labels.is_empty() {
+            return Vec::new();
+        }
+        let text = serde_json::to_vec(&labels).unwrap_or_default();
+        if text.len() <= self.format.max_attribute_bytes { text } else { self.format.many_labels.clone() }
+    }
+
+    fn summary_digest(&self, start: u64, mut summary: Vec<u8>, label_sets: &[Vec<u8>]) -> [u8; 32] {
         if summary.last() == Some(&b',') {
             summary.pop();
         }
@@ -314,6 +339,10 @@ impl SpanWriter {
         digest.update(self.format.revision.to_be_bytes());
         digest.update(start.to_be_bytes());
         digest.update(&summary);
+        for labels in label_sets {
+            digest.update(b"\n");
+            digest.update(labels);
+        }
         digest.finalize().into()
     }
 
@@ -354,6 +383,9 @@ impl SpanWriter {
         let mut attributes = Vec::with_capacity(256);
         self.format.usage_keys.put(&mut attributes, &usage)?;
         run.usages.push((usage.prompt_tokens, usage.completion_tokens, usage.estimated_cost_usd));
+        if !run.models.contains(usage.model) {
+            run.models.insert(usage.model.to_owned());
+        }
         Some(attributes)
     }
 

@@ -200,7 +200,8 @@ class RunQuery:
     def matches(self, run: RunSummary) -> bool:
         """Return whether a run's newest revision matches the filters that its list item decides.
 
-        These are all but the tenant, the position (``since`` and ``before``), the model, the step type and the text.
+        These are all but the tenant, the position (``since`` and ``before``) and the text. A model or step type matches
+        a run with so many of them that it does not say.
         """
         if self.workflow_id is not None and run.workflow_id != self.workflow_id:
             return False
@@ -214,6 +215,9 @@ class RunQuery:
             return False
         if self._reads_summary and not self._matches_summary(run.summary):
             return False
+        for label, labels in ((self.model, run.models), (self.step_type, run.step_types)):
+            if label is not None and labels is not None and label not in labels:
+                return False
         return self.stuck_before is None or (
             run.status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(run.revision), run.time) < self.stuck_before
         )

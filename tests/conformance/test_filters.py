@@ -157,12 +157,14 @@ def test_runs_of_a_model(backend: Harness, tenant: str) -> None:
         "open": {"status": "running", "steps": [agent("claude-x", status="running", startedAt=canonical_text(T0))]},
         "open-at-the-end": {"status": "cancelled", "steps": [agent("claude-x", status="running")]},
         "long": {"steps": [agent(LONG)]},
+        "many": {"steps": [agent("claude-x"), *[agent(f"model-{number:0100}") for number in range(30)]]},
+        "many-others": {"steps": [agent(f"model-{number:0100}") for number in range(31)]},
         "long-output": {"steps": [agent("claude-x", output={"a": "b" * 5000} | agent("claude-x")["output"])]},
         "in-the-input": {"input": agent("claude-x")},
     }
     send(backend, tenant, runs)
     assert listed(backend, RunQuery(tenant, model="claude-x")) == [
-        *("one", "two", "failed-step", "open", "open-at-the-end", "long-output")
+        *("one", "two", "failed-step", "open", "open-at-the-end", "many", "long-output")
     ]
     assert listed(backend, RunQuery(tenant, model="gpt-y")) == ["two"]
     assert listed(backend, RunQuery(tenant, model=LONG)) == ["long"]
@@ -188,6 +190,7 @@ def test_runs_of_a_step_type(backend: Harness, tenant: str) -> None:
         "other": {"steps": [step("approvals")], "output": {"type": "approval"}},
         "named-so": {"steps": [step("action", id="approval", name="approval")]},
         "long": {"steps": [step(LONG)]},
+        "untyped": {"steps": [{"id": "x", "status": "completed"}, step("action")]},
         "quoted": {"steps": [step('"a" } || { true')]},
         "no-steps": {"steps": []},
     }
@@ -197,6 +200,8 @@ def test_runs_of_a_step_type(backend: Harness, tenant: str) -> None:
     assert listed(backend, RunQuery(tenant, step_type=LONG)) == ["long"]
     assert listed(backend, RunQuery(tenant, step_type='"a" } || { true')) == ["quoted"]
     assert listed(backend, RunQuery(tenant, step_type="none")) == []
+    assert listed(backend, RunQuery(tenant, step_type="")) == ["untyped"]
+    assert listed(backend, RunQuery(tenant, step_type="\ud800")) == []
     assert listed(backend, RunQuery(tenant, step_type="approval", status="cancelled", limit=3)) == expected[-2:]
     assert listed(backend, RunQuery(tenant, "wf_none", step_type="approval")) == []
 
@@ -299,10 +304,12 @@ def test_what_was_not_searched_is_said(backend: Harness, tenant: str) -> None:
 
 
 def test_a_run_that_cannot_be_decided_is_named(backend: Harness, tenant: str) -> None:
-    """Its list item is proved, and its steps are not: it is left out of a list by steps, which says so."""
-    spans = encode(make_run("lacking", steps=[step("action"), step("approval")]), tenant=tenant)
+    """Its list item is proved, and its steps are not: it is left out of a list that depends on them, which says so."""
+    many = [step(f"type-{number:0200}") for number in range(20)]
+    spans = encode(make_run("lacking", steps=[*many, step("approval")]), tenant=tenant)
     backend.send_spans(spans[1:], tenant)
-    backend.send(make_run("complete", steps=[step("approval")]), tenant=tenant)
+    backend.send(make_run("complete", steps=[*many, step("approval")]), tenant=tenant)
+    backend.send(make_run("other", steps=[*many, step("approvals")]), tenant=tenant)
     page = backend.reader.search(RunQuery(tenant, step_type="approval"))
     assert ids(page) == ["complete"]
     if backend.lists_by_summary:

@@ -194,6 +194,31 @@ def test_labels_of_any_length_and_number() -> None:
         assert write_run(run) == reference(run)
 
 
+def test_types_and_models_in_any_writing() -> None:
+    """What JSON escapes, and how many there are, is the same on the run span."""
+    odd = [chr(code) for code in (*range(32), 34, 47, 92, 127, 128, 233, 0x2028, 0xFEFF, 0x1F680)]
+    for labels in (
+        *[[label] for label in odd],
+        odd,
+        [f"label-{number}" for number in range(300)],
+        ["b", "a b", "a", "a"],
+    ):
+        steps = [
+            {"id": "s", "type": "agent", "status": status, "output": {"usage": {"model": model, "promptTokens": 1}}}
+            | {"startedAt": "2026-01-15T09:00:02.000Z", "completedAt": "2026-01-15T09:00:03.000Z", "durationMs": number}
+            for number, model in enumerate(labels)
+            for status in ("completed", "failed")[: 1 + number % 2]
+        ]
+        others = [step | {"type": label} for step, label in zip(steps, labels, strict=False)]
+        run = Run.from_dict(
+            {"id": "r", "workflowId": "w", "status": "completed", "startedAt": "2026-01-15T09:00:01.000Z"}
+            | {"completedAt": "2026-01-15T09:00:04.500Z", "steps": [*steps[:2], *others]}
+        )
+        assert write_run(run) == reference(run)
+        run = Run.from_dict(run.to_dict() | {"steps": steps})
+        assert write_run(run) == reference(run)
+
+
 TIMES = [
     "1970-01-01T00:00:00.000Z",
     "1970-01-01T00:00:00.001Z",

@@ -40,7 +40,7 @@ pub struct Usage<'a> {
     #[serde(default = "unknown")]
     pub completion_tokens: i64,
     #[serde(default)]
-    model: &'a str,
+    pub model: &'a str,
     #[serde(default = "unknown_cost")]
     pub estimated_cost_usd: f64,
 }

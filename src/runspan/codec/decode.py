@@ -26,6 +26,7 @@ from runspan.codec.attributes import (
     parse_open_step,
     read_attributes,
 )
+from runspan.codec.facts import decode_label_set
 from runspan.errors import DocumentError, NotFound, TraceIncomplete
 from runspan.model.document import (
     SUMMARY_MEMBERS,
@@ -170,6 +171,10 @@ class RunSummary:
     """The JSON text of the list item."""
     ended: int | None
     """See ``model.document.end_time``."""
+    models: frozenset[str] | None = None
+    """Those that its steps used; None if the list item does not say."""
+    step_types: frozenset[str] | None = None
+    """The types of its steps, likewise."""
 
 
 def read_summary(span: Span) -> RunSummary | None:
@@ -196,8 +201,10 @@ def read_summary(span: Span) -> RunSummary | None:
             if type(value) is Raw and not is_json_value(bytes(value)):
                 raise AttributeDecodeError(f"{name} is not a JSON value")
         summary = summary_text(envelope)
-        if attributes.get(fields.SUMMARY_DIGEST) != summary_digest(summary, tenant, revision, span.start):
+        sets = [(decode_text(attributes, key) or b"").decode() for key in fields.LABEL_SETS]
+        if attributes.get(fields.SUMMARY_DIGEST) != summary_digest(summary, sets, tenant, revision, span.start):
             raise AttributeDecodeError("the list item does not have the recorded digest: the span was changed")
+        models, used_types = [decode_label_set(text) for text in sets]
     except AttributeDecodeError as error:
         raise TraceIncomplete("a revision span is damaged", where=f"run {run_id!r}", missing=(str(error),)) from None
     return RunSummary(
@@ -210,6 +217,8 @@ def read_summary(span: Span) -> RunSummary | None:
         span.start,
         summary,
         end_time(envelope, span.start),
+        models,
+        used_types,
     )
 
 

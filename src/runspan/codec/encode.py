@@ -28,6 +28,7 @@ from runspan.codec.attributes import (
     step_template,
     text_events,
 )
+from runspan.codec.facts import encode_label_set, model_names, step_types
 from runspan.codec.fields import ROOT_REVISION
 from runspan.codec.placement import LOOP, Interval, enclosing_loops, parents_first, positions
 from runspan.model.document import (
@@ -379,8 +380,10 @@ class RunEncoder:
             # A time after 2116 would rank an unfinished run above its end.
             revision = min(self.observed_at, ROOT_REVISION - 1) + (ROOT_REVISION if self.after_root else 0)
             own += [(fields.REVISION, revision), (fields.OBSERVED_AT, rfc3339(self.observed_at))]
-        digest = summary_digest(summary_text(envelope), self.tenant, revision, self.position)
+        sets = [encode_label_set(labels) for labels in (model_names(self.steps), step_types(self.steps))]
+        digest = summary_digest(summary_text(envelope), sets, self.tenant, revision, self.position)
         own.append((fields.SUMMARY_DIGEST, digest))
+        own += [(key, text) for key, text in zip(fields.LABEL_SETS, sets, strict=True) if text]
         if self.tenant:
             own.append((fields.TENANT, self.tenant))
         if type(envelope.steps) is list:

@@ -1,13 +1,21 @@
-"""What questions about many runs are answered from: a document's durations, errors, steps, models and cost; no I/O."""
+"""What questions about many runs are answered from: a document's durations, errors, steps, models and cost; no I/O.
+
+A revision span has the models and the step types of its run as *label sets*, so that lists are filtered by them without
+the steps. Each is a JSON array of different strings, sorted by code points. An empty set is no attribute, and one that
+is too long is ``MANY``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
 from msgspec import Raw, Struct
 
-from runspan.codec.semconv import error_code, read_usage
+from runspan.codec.attributes import AttributeDecodeError
+from runspan.codec.fields import MAX_ATTRIBUTE_BYTES
+from runspan.codec.semconv import Usage, error_code, read_usage
 from runspan.errors import PARSE_ERRORS
 from runspan.model.document import (
     Envelope,
@@ -30,6 +38,10 @@ _MAX_DOLLARS: Final = 1_000_000
 _MAX_COST: Final = (1 << 62) - 1
 """In ``NANO_DOLLARS``, of a run: thousands of steps may each be believed to cost ``_MAX_DOLLARS``."""
 
+MANY: Final = "many"
+"""A label set that is too long for one attribute. Every array begins with a bracket."""
+
+_label_set = msgspec.json.Decoder(frozenset[str]).decode
 _number = msgspec.json.Decoder(int | float).decode
 _summary = msgspec.json.Decoder(Summary).decode
 
@@ -84,6 +96,16 @@ class RunFacts(RunOutcome, frozen=True, array_like=True):
     models: tuple[ModelUse, ...]
 
     @property
+    def model_names(self) -> set[str]:
+        """The models that its steps used, "" for one that the document does not name."""
+        return {use.model for use in self.models}
+
+    @property
+    def step_types(self) -> set[str]:
+        """The types of its steps, "" for that of a step without one."""
+        return {step.type for step in self.steps}
+
+    @property
     def cost(self) -> int:
         """The estimated cost of all models in ``NANO_DOLLARS``."""
         return min(sum(use.cost for use in self.models), _MAX_COST)
@@ -132,18 +154,49 @@ def summary_members(summary: bytes) -> Summary | Envelope:
         return parse_document(summary)[0]  # a member has another type than the platform writes
 
 
+def encode_label_set(labels: Iterable[str]) -> str:
+    """Return the text of a label set, "" if it is empty."""
+    distinct = sorted({*labels})
+    text = msgspec.json.encode(distinct) if distinct else b""
+    return text.decode() if len(text) <= MAX_ATTRIBUTE_BYTES else MANY
+
+
+def decode_label_set(text: str) -> frozenset[str] | None:
+    """Return the label set of a text, None if the text does not say it. Raises AttributeDecodeError."""
+    if text == MANY:
+        return None
+    try:
+        return _label_set(text) if text else frozenset()
+    except PARSE_ERRORS:
+        raise AttributeDecodeError("a set of models or step types is not an array of strings") from None
+
+
 def _step_facts(step: Step) -> StepFacts:
     step_id = bytes(step.id).decode() if isinstance(step.id, Raw) else step.id  # one with a lone surrogate stays JSON
     name = str_or_none(step.name) or step_id
     return StepFacts(step_id, name, str_or_none(step.type) or "", str_or_none(step.status) or "", duration(step))
 
 
-def _models(steps: tuple[Step, ...]) -> tuple[ModelUse, ...]:
-    found: dict[str, tuple[int, int, int, int]] = {}
+def model_names(steps: Iterable[Step]) -> set[str]:
+    """See ``RunFacts``."""
+    return {usage.model for usage in _usages(steps)}
+
+
+def step_types(steps: Iterable[Step]) -> set[str]:
+    """See ``RunFacts``."""
+    return {str_or_none(step.type) or "" for step in steps}
+
+
+def _usages(steps: Iterable[Step]) -> Iterator[Usage]:
     for step in steps:
         usage = read_usage(step.output) if step.type == "agent" else None  # as the totals of the run span
-        if usage is None:
-            continue
+        if usage is not None:
+            yield usage
+
+
+def _models(steps: Iterable[Step]) -> tuple[ModelUse, ...]:
+    found: dict[str, tuple[int, int, int, int]] = {}
+    for usage in _usages(steps):
         count, read, written, cost = found.get(usage.model, (0, 0, 0, 0))
         dollars = usage.estimated_cost_usd
         found[usage.model] = (

@@ -47,7 +47,7 @@ def observed_time(revision: int) -> int:
 DIGEST: Final = "runspan.digest"
 """On revision spans: the hex SHA-256 of the document's canonical text."""
 SUMMARY_DIGEST: Final = "runspan.summary.digest"
-"""On revision spans: a digest of what a list shows, so that a list item is verified without the steps."""
+"""On revision spans: a digest of what a list shows and is filtered by, so that it is verified without the steps."""
 OBSERVED_AT: Final = "runspan.observed_at"
 """On revision spans that are not the root: when the document was observed, as RFC 3339 text for people."""
 STEP_COUNT: Final = "runspan.run.step_count"
@@ -58,6 +58,10 @@ OPEN_STEP_MARK: Final = "." * 16
 """In the manifest: an open step. Its text is in ``OPEN_STEPS``."""
 OPEN_STEPS: Final = "runspan.run.open_steps"
 """A JSON array of the open steps in order."""
+MODELS: Final = "runspan.run.models"
+STEP_TYPES: Final = "runspan.run.step_types"
+LABEL_SETS: Final = (MODELS, STEP_TYPES)
+"""On revision spans: see ``codec.facts``."""
 RUN_EXTRA: Final = "runspan.run.extra"
 STEP_EXTRA: Final = "runspan.step.extra"
 """A JSON object of the unknown members in order."""
@@ -156,7 +160,8 @@ SUMMARY_TABLE: Final = Table(tuple(field for field in RUN_FIELDS if field.member
 """The members of a list item: a list needs no payloads, which may be long or lost."""
 
 KEYS: Final = frozenset(
-    {ROLE, RUN_ID, TENANT, REVISION, DIGEST, SUMMARY_DIGEST, STEP_COUNT, MANIFEST, OPEN_STEPS, RUN_EXTRA, STEP_EXTRA}
+    {ROLE, RUN_ID, TENANT, REVISION, DIGEST, SUMMARY_DIGEST, *LABEL_SETS}
+    | {STEP_COUNT, MANIFEST, OPEN_STEPS, RUN_EXTRA, STEP_EXTRA}
     | {field.key for field in RUN_FIELDS + STEP_FIELDS}
 )
 """The keys of all attributes that the decoder reads, without the suffixes ``.json``, ``.bytes`` and ``.preview``."""

@@ -7,7 +7,7 @@ same way. An id is never all zero, which OpenTelemetry declares invalid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -193,7 +193,11 @@ def live_span_id(trace_id: bytes, role: str, *parts: bytes) -> bytes:
     return _nonzero(_digest(role.encode(), trace_id, *parts)[:8])
 
 
-def summary_digest(summary: bytes, tenant: str, revision: int, position: int) -> str:
-    """Return the digest of what a list shows of a run and sorts by, 32 hex digits."""
+def summary_digest(summary: bytes, label_sets: Iterable[str], tenant: str, revision: int, position: int) -> str:
+    """Return the digest of what a list shows of a run, sorts and filters by, 32 hex digits.
+
+    ``label_sets``: their texts, see ``codec.facts``.
+    """
     context = (revision % (1 << 64)).to_bytes(8, "big") + (position % (1 << 64)).to_bytes(8, "big")
-    return sha256(summary_prefix(tenant) + context + summary).hexdigest()[:32]
+    texts = "".join([f"\n{text}" for text in label_sets]).encode()
+    return sha256(summary_prefix(tenant) + context + summary + texts).hexdigest()[:32]

@@ -87,7 +87,10 @@ class Rules:
     """Whether the digest of a document is its SHA-256; else it is zero, so that tests see what it would hide."""
 
 
-_IGNORED: Final = (fields.SUMMARY_DIGEST, semconv.COST, semconv.CHILD_RUN_ID, *semconv.RUN_TOTALS)
+_IGNORED: Final = (
+    *(fields.SUMMARY_DIGEST, *fields.LABEL_SETS),
+    *(semconv.COST, semconv.CHILD_RUN_ID, *semconv.RUN_TOTALS),
+)
 """Attributes of runspan on spans of finished runs that the decoder does not read there."""
 
 

@@ -16,6 +16,7 @@ import msgspec
 from runspan.codec import fields
 from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.codec.encode import StepPartsBuilder, encode, set_run_status
+from runspan.codec.facts import MANY
 from runspan.codec.semconv import (
     COST,
     INPUT_TOKENS,
@@ -35,7 +36,7 @@ from runspan.codec.semconv import (
     add_totals,
     read_usage,
 )
-from runspan.model.document import SUMMARY_MEMBERS, Envelope, Run, Step
+from runspan.model.document import SUMMARY_MEMBERS, Envelope, Run, Step, str_or_none
 from runspan.model.span import Pairs, run_ids_prefix, summary_prefix
 from runspan.otlp.protobuf_writer import (
     PLAIN_END,
@@ -99,6 +100,8 @@ def _writer(tenant: str) -> SpanWriter:
         "task_run_key": TASK_RUN_ID.encode(),
         "digest_key": fields.DIGEST.encode(),
         "summary_digest_key": fields.SUMMARY_DIGEST.encode(),
+        "label_set_keys": [key.encode() for key in fields.LABEL_SETS],
+        "many_labels": MANY.encode(),
         "step_count_key": fields.STEP_COUNT.encode(),
         "manifest_key": fields.MANIFEST.encode(),
         "end_key": (fields.STEP_TABLE.end.key + fields.NON_CANONICAL).encode(),
@@ -128,7 +131,7 @@ _Template = dict[str, object]
 """See ``Template`` in ``writer.rs``."""
 
 
-def _template(template: SpanTemplate, is_common: bool) -> _Template:
+def _template(template: SpanTemplate, is_common: bool, step_type: str = "") -> _Template:
     has_usage = template.is_agent and template.error_type is None
     return {
         "source": template,
@@ -136,6 +139,7 @@ def _template(template: SpanTemplate, is_common: bool) -> _Template:
         "is_special": template.special and not has_usage,
         "has_usage": has_usage,
         "is_loop": template.is_loop,
+        "step_type": step_type,
         "wire": template.wire or template_bytes(template),
         "identity": shared_bytes(template.identity),
         "salt": template.salt,
@@ -175,8 +179,9 @@ class _Details:
         return _template(ROOT_TEMPLATES[fields.RUN_TABLE.get_labels(self._run.envelope)], self._run.finished)
 
     def step_template(self, text: bytes) -> _Template:
-        template = STEP_TEMPLATES[fields.STEP_TABLE.get_labels(_parse_step(text))]
-        return _template(template, template.finished)
+        step = _parse_step(text)
+        template = STEP_TEMPLATES[fields.STEP_TABLE.get_labels(step)]
+        return _template(template, template.finished, str_or_none(step.type) or "")
 
     def usage_attributes(self, text: bytes) -> bytes:
         """Return the attributes of an agent step's token usage, which has not the form that the platform writes."""
@@ -197,12 +202,15 @@ class _Details:
         rest = end_bytes(status.events, links, status.code, status.message)
         return _Parts(start, end, attributes_bytes(content.pairs), rest)
 
-    def run_parts(self, template: SpanTemplate, end: int, usages: list[tuple[int, int, float]]) -> tuple[bytes, bytes]:
-        """Return the attributes of the run span beside the members', and what follows them.
+    def run_parts(
+        self, template: SpanTemplate, end: int, usages: list[tuple[int, int, float]]
+    ) -> tuple[bytes, bytes, list[str]]:
+        """Return the attributes of the run span beside the members', what follows them, and the models asked about.
 
         ``usages``: prompt tokens, completion tokens and cost of the agent steps that were not asked about.
         """
         own: Pairs = []
         add_totals(own, self._usages + [Usage(prompt, completion, "", cost) for prompt, completion, cost in usages])
         status = set_run_status(own, self._run.envelope.error, template, end, True)
-        return attributes_bytes(own), end_bytes(status.events, (), status.code, status.message)
+        rest = end_bytes(status.events, (), status.code, status.message)
+        return attributes_bytes(own), rest, [usage.model for usage in self._usages]

@@ -21,7 +21,6 @@ from runspan.backends.tempo.search_api import (
     EARLIEST,
     LATEST,
     SELECTED,
-    content_texts,
     ended_text,
     pad_tokens,
     quote,
@@ -30,7 +29,7 @@ from runspan.backends.tempo.search_api import (
     versions_text,
 )
 from runspan.codec.fields import REVISION
-from runspan.codec.semconv import ERROR_TYPE, MODEL
+from runspan.codec.semconv import ERROR_TYPE
 from runspan.contracts import RunQuery
 from runspan.http.client import Response
 from runspan.model.span import Span
@@ -75,7 +74,7 @@ def test_the_dedicated_columns_are_the_attributes_of_list_items_and_filters() ->
     """Every attribute that lists select or are filtered by, and no other, has a column in ``deploy/tempo.yaml``."""
     config = yaml.safe_load((ROOT / "deploy" / "tempo.yaml").read_text())
     columns = config["storage"]["trace"]["block"]["parquet_dedicated_columns"]
-    assert sorted(column["name"] for column in columns) == sorted((*SELECTED, ERROR_TYPE, MODEL, "runspan.step.type"))
+    assert sorted(column["name"] for column in columns) == sorted((*SELECTED, ERROR_TYPE))
     integers = {column["name"] for column in columns if column["type"] == "int"}
     assert integers == {REVISION, "runspan.run.duration_ms"}
 
@@ -84,7 +83,7 @@ def test_searches_by_ids_fit_into_the_urls_that_proxies_take() -> None:
     """Without configuration nginx takes 8 KB, and answers 414 to more."""
     ids = [bytes([number]) * 16 for number in range(1, 1 + search._IDS)]
     texts = [versions_text(ids).select, ended_text(ids).find]
-    texts += [text for texts in content_texts(RunQuery(model="é" * 100, step_type="s" * 500), ids) for text in texts]
+    texts.append(search_text(RunQuery(model="é" * 500, step_type="s" * 500)).select)
     for text in texts:
         parameters = {"q": text, "start": EARLIEST, "end": LATEST, "limit": 1000, "spss": 4}
         assert len(str(httpx.QueryParams(parameters))) < 8000, text

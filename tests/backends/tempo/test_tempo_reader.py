@@ -256,50 +256,27 @@ def test_traces_of_runs_with_unusual_times_are_read_for_one_list_only(
 
 
 @pytest.mark.parametrize(
-    ("query", "searches", "again"),
+    ("query", "searches"),
     [
-        (RunQuery(model="common", limit=10), (3, 6), (3, 6)),
-        (RunQuery(model="common", limit=50), (4, 7, 10), (3, 6, 9)),
-        (RunQuery(model="rare", limit=10), (6,), (3,)),
-        (RunQuery(step_type="rare", limit=10), (6,), (3,)),
-        (RunQuery(text="needle in", limit=10), (20,), (20,)),
+        (RunQuery(text="often", limit=10), 0),
+        (RunQuery(text="often", limit=50), 20),
+        (RunQuery(text="needle in", limit=10), 20),
     ],
-    ids=lambda value: value.model or value.step_type or value.text if isinstance(value, RunQuery) else "",
+    ids=["a page of what is common", "many of what is common", "what is rare"],
 )
 def test_searches_find_which_documents_a_list_has_to_read(
     tempo: Tempo,
     reader: TempoReader,
     monkeypatch: pytest.MonkeyPatch,
     query: RunQuery,
-    searches: tuple[int, ...],
-    again: tuple[int, ...],
+    searches: int,
 ) -> None:
-    """The newest runs fill a page of what is common. What is rare is searched for; the next list knows which it is.
-
-    How many windows the newest runs take depends on the clock.
-    """
-    monkeypatch.setattr(search, "_MAX_CHECKED", 30)
-    monkeypatch.setattr(search, "_MAX_MATCHING", 10)
-    tenant, read, searched = "contents", list[bytes](), list[str]()
-
-    def step(number: int) -> dict[str, Any]:
-        is_rare = number in (3, 140)
-        usage = {"model": "rare" if is_rare else "common" if number % 2 else "other", "promptTokens": 1}
-        kind, text = ("rare", "a needle in it") if is_rare else ("agent", "")
-        ask = {"id": "ask", "type": "agent", "status": "completed", "output": {"usage": usage}}
-        return {"steps": [ask, {"id": "do", "type": kind, "status": "completed", "input": text}]}
-
-    runs = [make_run(f"r{number:03}", T0 + number * SECOND, **step(number)) for number in range(150)]
-    send(tempo, *runs, tenant=tenant)
-    wait_for(tempo, runs, tenant)
-    query = replace(query, tenant=tenant)
+    """The newest runs fill a page of what is common. What is rare is searched for, as the next list knows at once."""
+    monkeypatch.setattr(search, "_MAX_CHECKED", 40)
+    searched: list[str] = []
+    runs, query = labelled_runs(tempo), replace(query, tenant=LABELLED)
     expected = [run.id for run in reversed(runs) if match_document(query, run).is_match]
-    spans = reader.spans
-
-    def read_spans(trace_id: bytes, tenant: str | None = None) -> list[Span]:
-        read.append(trace_id)
-        return spans(trace_id, tenant)
-
+    read = count_reads(reader, monkeypatch)
     complete_window = search.WindowSearcher.complete_window
 
     def search_all(searcher: search.WindowSearcher, text: str, *args: Any, **options: Any) -> Any:
@@ -307,16 +284,58 @@ def test_searches_find_which_documents_a_list_has_to_read(
             searched.append(text)
         return complete_window(searcher, text, *args, **options)
 
-    monkeypatch.setattr(reader, "spans", read_spans)
     monkeypatch.setattr(search.WindowSearcher, "complete_window", search_all)
     assert ids(reader.search(query)) == expected[: query.limit]
-    assert len(searched) in searches
+    assert len(searched) == searches
     assert len(read) >= min(len(expected), query.limit)
     read.clear()
     searched.clear()
     assert ids(reader.search(query)) == expected[: query.limit]
-    assert len(searched) in again
-    assert min(len(expected), query.limit) <= len(read) <= len(expected)
+    assert len(searched) == searches
+    assert len(read) <= (len(expected) if searches else 40)
+
+
+LABELLED = "labelled"
+
+
+def labelled_runs(tempo: Tempo) -> list[Run]:
+    """Return runs with a model, a step type and a text, of which the others are common and those of two are rare."""
+
+    def step(number: int) -> dict[str, Any]:
+        is_rare = number in (3, 140)
+        usage = {"model": "rare" if is_rare else "common" if number % 2 else "other", "promptTokens": 1}
+        kind, text = ("rare", "a needle in it") if is_rare else ("agent", "often" if number % 2 else "")
+        ask = {"id": "ask", "type": "agent", "status": "completed", "output": {"usage": usage}}
+        return {"steps": [ask, {"id": "do", "type": kind, "status": "completed", "input": text}]}
+
+    runs = [make_run(f"r{number:03}", T0 + number * SECOND, **step(number)) for number in range(150)]
+    send(tempo, *runs, tenant=LABELLED)
+    wait_for(tempo, runs, LABELLED)
+    return runs
+
+
+def count_reads(reader: TempoReader, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return a list to which the reader appends the trace ids that it reads."""
+    read: list[bytes] = []
+    spans = reader.spans
+
+    def read_spans(trace_id: bytes, tenant: str | None = None) -> list[Span]:
+        read.append(trace_id)
+        return spans(trace_id, tenant)
+
+    monkeypatch.setattr(reader, "spans", read_spans)
+    return read
+
+
+@pytest.mark.parametrize("query", [RunQuery(model="common"), RunQuery(model="rare"), RunQuery(step_type="rare")])
+def test_a_list_by_model_or_step_type_reads_no_document(
+    tempo: Tempo, reader: TempoReader, monkeypatch: pytest.MonkeyPatch, query: RunQuery
+) -> None:
+    """The span of a run has both."""
+    runs, query = labelled_runs(tempo), replace(query, tenant=LABELLED)
+    read = count_reads(reader, monkeypatch)
+    assert ids(reader.search(query)) == [run.id for run in reversed(runs) if match_document(query, run).is_match][:50]
+    assert read == []
 
 
 def test_runs_without_a_start_sort_where_the_store_sorts_them(

@@ -114,7 +114,6 @@ class WindowedSearch:
         self._limits = limits
         self._now = now
         self._is_late = is_late or (lambda: False)
-        self._needs_document = needs_document(query)
         self.ended_at: int | None = None
         """Where a list that ended early came to: it has all runs from then on, nanoseconds since 1970."""
         self.matches: dict[str, Match] = {}
@@ -284,7 +283,7 @@ class WindowedSearch:
             return row
         if not (lo <= run.time // 1000 < hi and self._belongs(run)):
             return row
-        if self._needs_document:
+        if needs_document(self._query, run):
             match = match_trace(self._query, run, [found.span() for found in spans])
             if match.unproved:
                 row.note(run.time, match.unproved)

@@ -26,9 +26,13 @@ def check_order(query: RunQuery, backend: str) -> None:
         )
 
 
-def needs_document(query: RunQuery) -> bool:
-    """Return whether the list item of a run does not show if the run is in the list."""
-    return query.model is not None or query.step_type is not None or query.text is not None
+def needs_document(query: RunQuery, item: RunSummary) -> bool:
+    """Return whether the list item of a run that matches does not show if the run is in the list."""
+    return (
+        query.text is not None
+        or (query.model is not None and item.models is None)
+        or (query.step_type is not None and item.step_types is None)
+    )
 
 
 class Match(NamedTuple):
@@ -45,9 +49,9 @@ def match_document(query: RunQuery, run: Run) -> Match:
     """Return whether a document meets the filters of ``needs_document``."""
     if query.model is not None or query.step_type is not None:
         facts = run_facts(run)
-        if query.model is not None and all(use.model != query.model for use in facts.models):
+        if query.model is not None and query.model not in facts.model_names:
             return Match(False)
-        if query.step_type is not None and all(step.type != query.step_type for step in facts.steps):
+        if query.step_type is not None and query.step_type not in facts.step_types:
             return Match(False)
     if query.text is None:
         return Match(True)

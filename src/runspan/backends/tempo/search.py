@@ -3,13 +3,13 @@
 A list item is verified by its own digest. The trace is read where a search alone does not prove the item: a run that
 has not ended may have done so just now, and the response does not have all attributes of an unusual run.
 
-Where a list depends on steps or payloads, the document of each run decides. Searches find which traces may be in the
-list, in any fragment of each, so that no other is read: among the newest runs first, then in all data.
+Where a list depends on a text, the document of each run decides. If few of the newest runs contain it, searches in all
+data find which traces may contain it, in any fragment of each, so that no other is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -68,6 +68,8 @@ class Decision(NamedTuple):
     """What is wrong with the run, or why it may be wrong to leave it out; "" if nothing is."""
     is_final: bool = True
     """Whether no other window can have a newer version of the run."""
+    needs_document: bool = False
+    """Whether it is in the list only if its document meets the other filters."""
     text: Match | None = None
     """Where the run contains the text of the query."""
 
@@ -79,7 +81,6 @@ class CandidateVerifier:
     """
 
     def __init__(self, query: RunQuery, read: Callable[[bytes], list[Span]], pool: ThreadPoolExecutor) -> None:
-        self.needs_document = needs_document(query)
         self._query = query
         self._known = known_attributes(query)
         self._read = read
@@ -115,7 +116,7 @@ class CandidateVerifier:
             is_own = versions[0].attributes().get(TENANT, "") == self._query.tenant
             return Decision(note=damaged_note(_run_id(versions[0])) if is_own else "")
         decision = self._decide_summary(version)
-        if decision.key is None or not self.needs_document:
+        if not decision.needs_document:
             return decision
         match = match_trace(self._query, version.summary, spans)
         return decision._replace(text=match.text) if match.is_match else Decision(note=match.unproved)
@@ -131,7 +132,7 @@ class CandidateVerifier:
             note = older_revision_note(run.run_id, version.missing)
         elif version.conflict:
             note = conflict_note(run.run_id, version.conflict)
-        return Decision((run.time, run.run_id), run.summary, note)
+        return Decision((run.time, run.run_id), run.summary, note, needs_document=needs_document(self._query, run))
 
 
 class _Version(NamedTuple):
@@ -185,7 +186,7 @@ _MAX_COUNT: Final = 5000
 _MAX_HINTS: Final = 1000
 """How many kinds of queries have a hint."""
 _MAX_MATCHING: Final = 5000
-"""Traces that ``content_texts`` find in all data; if there are more, they are searched for some runs at a time."""
+"""Traces that ``content_texts`` may find; if there are more, the documents of all runs are read, newest first."""
 _MAX_DIRECT: Final = 1000
 """So many of these are looked up by their ids, instead of searching through all runs."""
 _IDS: Final = 80
@@ -245,8 +246,8 @@ class RunSearch:
         self._changed: dict[bytes, Candidate] | None = {}
         """The traces whose runs changed after their end, wherever they lie; None if they are too many."""
         self._matching: set[bytes] | None = None
-        """The traces of which one may be in the list by its steps or payloads; None if that is not known."""
-        self._can_search_contents = self.verifier.needs_document
+        """The traces that may contain the text of the query; None if that is not known."""
+        self._can_search_contents = self.query.text is not None
         """Whether ``content_texts`` may show which documents to read, and were not searched yet."""
         self._checked = 0
         """How many runs were looked at."""
@@ -271,35 +272,27 @@ class RunSearch:
         lowest = floor if page.cursor is None else page.cursor.time // SECOND
         if len(self.hints) >= _MAX_HINTS:
             self.hints.clear()
-        if self.verifier.needs_document and not self._can_search_contents:
+        if query.text is not None and not self._can_search_contents:
             are_rare = self._matching is not None
         self.hints[kind] = WindowHint(max((newest - lowest) * 5 // 4, 2), self._needs_versions, are_rare)
         return page
 
     def _search_contents(self) -> bool:
-        """Search for the traces that may be in the list by their steps or payloads. Add all of the list that is not in
-        it yet if they are few, and return whether they were.
+        """Search for the traces that may contain the text of the query. Add all of the list that is not in it yet if
+        they are few, and return whether they were.
         """
         self._can_search_contents = False
-        if self.query.text is not None:
-            self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
-        for texts in content_texts(self.query):
-            found = self._find_any(texts, _MAX_MATCHING)
-            if found is not None:
-                self._matching = found if self._matching is None else self._matching & found
-        return self._matching is not None and len(self._matching) <= _MAX_DIRECT and self._add_traces(self._matching)
-
-    def _find_any(self, texts: Iterable[str], limit: int) -> set[bytes] | None:
-        """Return the ids of the traces that one of these searches finds; None if one reaches the limit."""
+        self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
         found: set[bytes] = set()
-        for text in texts:
+        for text in content_texts(self.query.text or ""):
             self.check_deadline()
-            window = self.searcher.complete_window(text, EARLIEST, LATEST, limit, spans=1)
+            window = self.searcher.complete_window(text, EARLIEST, LATEST, _MAX_MATCHING, spans=1)
             if window is None:
-                return None
+                return False
             self._note_missing(window)
             found.update(candidate.trace_id for candidate in window.candidates)
-        return found
+        self._matching = found
+        return len(found) <= _MAX_DIRECT and self._add_traces(found)
 
     def _add_traces(self, trace_ids: Iterable[bytes]) -> bool:
         """Add what is in the list of these traces alone; return False if they could not be searched for."""
@@ -411,27 +404,16 @@ class RunSearch:
         lowest = max(complete_from, self._since)
         pending = [(key, candidate) for key, candidate in pending if lowest <= key[0] and key < self._before]
         pending.sort(key=lambda entry: entry[0], reverse=True)
-        for start in range(0, len(pending), _IDS):
+        for start in range(0, len(pending), self._wanted):
             if self._checked >= _MAX_CHECKED and self._can_search_contents and self._search_contents():
                 return True
-            for chunk in self._chunks(pending[start : start + _IDS]):
-                self.check_deadline()
-                self._decide([candidate for _, candidate in chunk if self._is_open(candidate)])
-                if self._is_full(complete_from, chunk[-1][0]):
-                    return True
+            chunk = pending[start : start + self._wanted]
+            self._checked += len(chunk)
+            self.check_deadline()
+            self._decide([candidate for _, candidate in chunk if self._is_open(candidate)])
+            if self._is_full(complete_from, chunk[-1][0]):
+                return True
         return self._is_full(complete_from)
-
-    def _chunks(self, pending: list[tuple[SortKey, Candidate]]) -> Iterator[list[tuple[SortKey, Candidate]]]:
-        """Yield up to ``_IDS`` candidates in as many as a page holds, without those that cannot be in the list."""
-        self._checked += len(pending)
-        if self.verifier.needs_document and self._matching is None and len(pending) > _FEW:
-            for texts in content_texts(self.query, [candidate.trace_id for _, candidate in pending]):
-                found = self._find_any(texts, _IDS + 1)
-                if found is not None:
-                    self._decided |= {candidate.trace_id for _, candidate in pending} - found
-                    pending = [entry for entry in pending if entry[1].trace_id in found]
-        for start in range(0, len(pending), self._wanted):
-            yield pending[start : start + self._wanted]
 
     def _decide(self, candidates: Sequence[Candidate]) -> None:
         """Add the decisions on candidates."""
@@ -440,7 +422,7 @@ class RunSearch:
             decision = None if self._changed is None else self.verifier.from_search(candidate)
             if decision is None:
                 unproved.append(candidate)
-            elif decision.key is not None and self.verifier.needs_document:
+            elif decision.needs_document:
                 unread.append(candidate)
             else:
                 self._add(candidate, decision)

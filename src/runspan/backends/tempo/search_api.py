@@ -18,7 +18,8 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.backends.tempo.text_pattern import text_pattern
 from runspan.codec import fields
 from runspan.codec.attributes import run_template
-from runspan.codec.semconv import ERROR_TYPE, MODEL
+from runspan.codec.facts import MANY
+from runspan.codec.semconv import ERROR_TYPE
 from runspan.contracts import RunQuery
 from runspan.errors import PARSE_ERRORS, BackendBusy, BackendRefused, QueryUnsupported
 from runspan.http.client import Response
@@ -35,7 +36,7 @@ _TRACE_ID_DIGITS: Final = 32
 _FIELDS: Final = {field.member: field for field in fields.RUN_FIELDS}
 _SUMMARY_FIELDS: Final = [_FIELDS[member] for member in SUMMARY_MEMBERS if member != "id"]
 SELECTED: Final = (
-    *(fields.REVISION, fields.RUN_ID, fields.TENANT, fields.DIGEST, fields.SUMMARY_DIGEST),
+    *(fields.REVISION, fields.RUN_ID, fields.TENANT, fields.DIGEST, fields.SUMMARY_DIGEST, *fields.LABEL_SETS),
     *(
         field.key + fields.NON_CANONICAL if field.kind in (fields.FieldKind.START, fields.FieldKind.END) else field.key
         for field in _SUMMARY_FIELDS
@@ -63,7 +64,6 @@ _STATUS_CONDITIONS: Final = {
 
 _MAX_LABEL: Final = fields.MAX_ATTRIBUTE_BYTES // 4
 """Characters of a label that is an attribute under its usual name."""
-_STEP_TYPE: Final = next(field.key for field in fields.STEP_FIELDS if field.member == "type")
 _TEXT_FIELDS: Final = [
     field
     for field in (*fields.RUN_FIELDS, *fields.STEP_FIELDS)
@@ -169,25 +169,14 @@ def versions_text(trace_ids: Iterable[bytes]) -> SearchText:
     return _text(_spans(_any([_RUN_SPAN, _REVISION_SPAN]), _one_of(trace_ids)), _BY_VERSION)
 
 
-def content_texts(query: RunQuery, trace_ids: Collection[bytes] = ()) -> list[list[str]]:
-    """Return searches for traces by what steps and payloads say: for each filter several that together find all runs of
-    the list, and others. One search with all of their conditions takes Tempo ten times as long as all of them.
+def content_texts(text: str) -> list[str]:
+    """Return searches that together find all runs that contain a text, and others, by what steps and payloads say.
 
-    - trace_ids: finds these traces only, in a fraction of the time; by text it would not be a fraction.
-
-    There is none for a value that no single attribute carries. Those of a text leave out the values that are too long
-    for one attribute, see ``SEARCHES``.
+    One search with all of their conditions takes Tempo ten times as long as all of them. The values that are too long
+    for one attribute are left out, see ``SEARCHES``.
     """
-    filters: list[list[str]] = []
-    if query.model is not None and query.model:
-        filters.append([_equal(MODEL, query.model[:_MAX_LABEL]), *_open_step_terms(query.model)])
-    if query.step_type is not None and _is_label(query.step_type):
-        filters.append([_equal(_STEP_TYPE, query.step_type), *_open_step_terms(query.step_type)])
-    if query.text is not None and not trace_ids:
-        pattern = quote(text_pattern(query.text))
-        filters.append([f"{name} =~ {pattern}" for name in _TEXT_NAMES])
-    only = [_one_of(trace_ids)] if trace_ids else []
-    return [[pad_tokens(f"{_spans(*only, term)} {_MOST_RECENT}") for term in terms] for terms in filters]
+    pattern = quote(text_pattern(text))
+    return [pad_tokens(f"{_spans(f'{name} =~ {pattern}')} {_MOST_RECENT}") for name in _TEXT_NAMES]
 
 
 def is_unfinished(query: RunQuery) -> bool:
@@ -250,6 +239,9 @@ def _summary_terms(query: RunQuery) -> list[str]:
         terms.append(_equal(_FIELDS["trigger_type"].key, query.trigger))
     if query.error_code is not None:
         terms.append(_equal(ERROR_TYPE, query.error_code))
+    for key, label in zip(fields.LABEL_SETS, (query.model, query.step_type), strict=True):
+        if label is not None:
+            terms.append(f"span.{key} =~ {quote(_label_pattern(label))}")
     if query.min_duration is not None:
         shortest = max(0, min(query.min_duration, MAX_NS))  # Tempo refuses a number of more than 64 bits
         duration = _FIELDS["duration_ms"].key
@@ -270,12 +262,12 @@ def _summary_terms(query: RunQuery) -> list[str]:
     return terms
 
 
-def _open_step_terms(text: str) -> list[str]:
-    """Return conditions on the revision spans of runs with an open step that contains a text: it has no span."""
-    return [
-        f"span.{fields.OPEN_STEPS} =~ {quote(text_pattern(text))}",
-        _exists(fields.OPEN_STEPS + fields.SIZE),
-    ]
+def _label_pattern(label: str) -> str:
+    """Return an expression that matches the label sets that may have a label."""
+    written = msgspec.json.encode(label[:_MAX_LABEL]).decode()
+    if len(label) > _MAX_LABEL:
+        written = written[:-1]
+    return f".*{re.escape(written)}.*|{MANY}"
 
 
 def _is_label(value: str) -> bool:
@@ -290,10 +282,6 @@ def _one_of(trace_ids: Iterable[bytes]) -> str:
 def _has_value(key: str) -> str:
     """Return the condition that a member carried as JSON is not ``null``, as an unfinished run's end often is."""
     return f'span.{key} != "null"'
-
-
-def _exists(key: str) -> str:
-    return f"span.{key} != nil"
 
 
 def _equal(key: str, value: str) -> str:

@@ -256,18 +256,8 @@ def values_of(facts: RunFacts) -> set[tuple[int, bytes]]:
     """Return kind and name of what a run is found by."""
     single = {TRIGGER: facts.trigger, ERROR_CODE: facts.error_code, WORKFLOW: facts.workflow_id, STATUS: facts.status}
     found = {(kind, _as_name(value)) for kind, value in single.items() if value is not None}
-    found |= {(MODEL, _as_name(model)) for model in models(facts)}
-    return found | {(STEP_TYPE, _as_name(step_type)) for step_type in step_types(facts)}
-
-
-def models(facts: RunFacts) -> set[str]:
-    """Return the models that the steps of a run used."""
-    return {use.model for use in facts.models}
-
-
-def step_types(facts: RunFacts) -> set[str]:
-    """Return the types of the steps of a run."""
-    return {step.type for step in facts.steps}
+    found |= {(MODEL, _as_name(model)) for model in facts.model_names}
+    return found | {(STEP_TYPE, _as_name(step_type)) for step_type in facts.step_types}
 
 
 # Reading.

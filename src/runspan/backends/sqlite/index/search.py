@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from runspan.backends.sqlite import queries
-from runspan.backends.sqlite.index.facts_index import NO_RUN, NONE, Candidate, candidates, models, step_types
+from runspan.backends.sqlite.index.facts_index import NO_RUN, NONE, Candidate, candidates
 from runspan.codec.decode import RunSummary
 from runspan.codec.facts import RunFacts, duration, run_facts, summary_members
 from runspan.codec.full_text import Match, find_text
@@ -206,8 +206,8 @@ def _summary(row: _Row) -> RunSummary:
 
 
 def _matches(query: RunQuery, facts: RunFacts) -> bool:
-    return (query.model is None or query.model in models(facts)) and (
-        query.step_type is None or query.step_type in step_types(facts)
+    return (query.model is None or query.model in facts.model_names) and (
+        query.step_type is None or query.step_type in facts.step_types
     )
 
 
