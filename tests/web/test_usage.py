@@ -20,6 +20,7 @@ from runspan.backends.sqlite import Limits, SqliteStore
 from runspan.delivery.config import exporter_config
 from runspan.errors import RateLimited
 from runspan.forward import Forwarder
+from runspan.web import usage as usage_store
 from runspan.web.app import create_app
 from runspan.web.config import WebConfig
 from runspan.web.limits import ServerLimits
@@ -147,6 +148,33 @@ def test_what_is_taken_back_after_an_erasure_leaves_no_debt(state: State) -> Non
             pass
         raise ConnectionError
     assert usage.today() == [Usage("acme", 0, 0)]
+
+
+def test_a_tenant_is_erased_while_it_sends(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both change its usage of today and of a day that is over, and neither waits for the other without end."""
+    counting = threading.Event()
+    sender, eraser = state.usage(clock=Clock()), state.usage(clock=Clock())
+    for days_ago in (3, 0):  # PostgreSQL reads the rows of a small table as they were written
+        state.execute(f"INSERT INTO usage VALUES ({NOW // DAY - days_ago}, 'acme', 1, 10)", USAGE_FILE)
+    insert_runs = usage_store._insert_runs
+
+    def insert_slowly(*args: Any) -> Iterator[bytes]:
+        counting.set()
+        time.sleep(0.5)
+        return insert_runs(*args)
+
+    monkeypatch.setattr(usage_store, "_insert_runs", insert_slowly)
+
+    def send() -> None:
+        with sender.charged("acme", [bytes([1] * 16)], 10):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(send)
+        assert counting.wait(10)
+        eraser.erase("acme")
+        sent.result()
+    assert eraser.today() == []
 
 
 def test_many_runs_of_a_request_count_once(state: State) -> None:
