@@ -32,6 +32,8 @@ from runspan.verify.diagnosis import JAEGER
 
 _CHECK_ENDPOINT: Final = "is this the address of an OTLP receiver, with this protocol?"
 _STYLES: Final = {"same": "green", "not in lists": "yellow"}
+_CHECK_DELAYS: Final = (1.0, 3.0)
+"""Seconds before each retry of a check that was refused: Jaeger answers 500 for its storage, wherever that fails."""
 
 
 @click.command()
@@ -139,12 +141,16 @@ def _services_problem(backend: options.BackendOptions) -> BackendRefused | None:
     """Return why lists over a Jaeger fail that do not know the service of the runs, as the check does."""
     if backend.kind == JAEGER:
         with closing(backend.open_reader()) as reader:
-            try:
-                reader.check()
-            except BackendRefused as error:
-                return error
-            except BackendError:
-                pass  # it is busy or slow, which is not what is checked
+            for delay in (*_CHECK_DELAYS, None):
+                try:
+                    reader.check()
+                    break
+                except BackendRefused as error:
+                    if delay is None:
+                        return error
+                    time.sleep(delay)
+                except BackendError:
+                    break  # it is busy or slow, which is not what is checked
     return None
 
 

@@ -189,7 +189,7 @@ class SenderState:
 
     def _damaged(self, got: str) -> StoreError:
         expected, where, hint = self._session.what, self._session.where, self._session.hint
-        return StoreError("the file is damaged", where=where, expected=expected, got=got, hint=hint)
+        return StoreError("what it has recorded is damaged", where=where, expected=expected, got=got, hint=hint)
 
 
 def _split(digests: bytes) -> list[bytes]:
