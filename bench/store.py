@@ -9,15 +9,16 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bench.data import seed
 from bench.figures import Figure, Goal, at_least, at_most, ratio, take_turns
@@ -45,6 +46,8 @@ _GOAL_SIZE = 1_000_000
 
 _LARGE = 100_000
 """Smaller stores have many half-empty pages, and a tenth of them has no full lists."""
+_PART = 20_000
+"""Runs that are made at once."""
 _RESOURCE = Resource()
 _RUNS_A_REQUEST = 320
 """About as many as in a request of the exporter."""
@@ -65,19 +68,51 @@ class Shelf:
         self.raw_bytes = 0
         self.ids: list[str] = []
         self.newest = 0
-        documents = generate(size, seed=number)
-        while chunk := list(islice(documents, 4000)):
-            self.raw_bytes += sum(map(len, chunk))
-            runs = [Run.from_json(text) for text in chunk]
-            self.ids += [run.id for run in runs if random.random() < 20_000 / size]
-            self.newest = max(self.newest, *[parse_ns(str(run.envelope.started_at)) or 0 for run in runs])
-            write_all(self.store, bodies(runs))
+        for part in _filling(size, number):
+            self.raw_bytes += part.raw_bytes
+            self.ids += part.ids
+            self.newest = max(self.newest, part.newest)
+            write_all(self.store, part.bodies)
 
     def disk_bytes(self) -> int:
         """Return the file after a checkpoint of its log."""
         with sqlite3.connect(self.store.path) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return self.store.path.stat().st_size
+
+
+class _Part(NamedTuple):
+    """Some of the runs of a shelf, as requests."""
+
+    bodies: list[bytes]
+    raw_bytes: int
+    ids: list[str]
+    """Those of a few of the runs."""
+    newest: int
+
+
+def _filling(size: int, number: int) -> Iterator[_Part]:
+    """Yield the runs of a shelf. Another process makes them: with ten million, both take half an hour."""
+    waiting: deque[Future[_Part]] = deque()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        for start in range(0, size, _PART):
+            waiting.append(pool.submit(_make_part, min(_PART, size - start), number * 1_000_000 + start, 20_000 / size))
+            if len(waiting) > 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _make_part(count: int, number: int, share: float) -> _Part:
+    chosen = random.Random(number)
+    texts = list(generate(count, seed=number))
+    runs = [Run.from_json(text) for text in texts]
+    return _Part(
+        bodies(runs),
+        sum(map(len, texts)),
+        [run.id for run in runs if chosen.random() < share],
+        max(parse_ns(str(run.envelope.started_at)) or 0 for run in runs),
+    )
 
 
 def bodies(runs: list[Run]) -> list[bytes]:
