@@ -1,9 +1,4 @@
-"""What questions about many runs are answered from: a document's durations, errors, steps, models and cost; no I/O.
-
-A revision span has the models and the step types of its run as *label sets*, so that lists are filtered by them without
-the steps. Each is a JSON array of different strings, sorted by code points. An empty set is no attribute, and one that
-is too long is ``MANY``.
-"""
+"""What questions about many runs are answered from: a document's durations, errors, steps, models and cost; no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from runspan.codec.attributes import AttributeDecodeError
-from runspan.codec.fields import MAX_ATTRIBUTE_BYTES
+from runspan.codec.fields import MANY, MAX_ATTRIBUTE_BYTES
 from runspan.codec.semconv import Usage, error_code, read_usage
 from runspan.errors import PARSE_ERRORS
 from runspan.model.document import (
@@ -37,9 +32,6 @@ _MAX_COUNT: Final = 1_000_000_000_000
 _MAX_DOLLARS: Final = 1_000_000
 _MAX_COST: Final = (1 << 62) - 1
 """In ``NANO_DOLLARS``, of a run: thousands of steps may each be believed to cost ``_MAX_DOLLARS``."""
-
-MANY: Final = "many"
-"""A label set that is too long for one attribute. Every array begins with a bracket."""
 
 _label_set = msgspec.json.Decoder(frozenset[str]).decode
 _number = msgspec.json.Decoder(int | float).decode
@@ -155,7 +147,7 @@ def summary_members(summary: bytes) -> Summary | Envelope:
 
 
 def encode_label_set(labels: Iterable[str]) -> str:
-    """Return the text of a label set, "" if it is empty."""
+    """Return the text of a label set, "" if it is empty. See ``fields.LABEL_SETS``."""
     distinct = sorted({*labels})
     text = msgspec.json.encode(distinct) if distinct else b""
     return text.decode() if len(text) <= MAX_ATTRIBUTE_BYTES else MANY

@@ -61,7 +61,10 @@ OPEN_STEPS: Final = "runspan.run.open_steps"
 MODELS: Final = "runspan.run.models"
 STEP_TYPES: Final = "runspan.run.step_types"
 LABEL_SETS: Final = (MODELS, STEP_TYPES)
-"""On revision spans: see ``codec.facts``."""
+"""On revision spans: the models that the run used, and the types of its steps; lists are filtered by them without the
+steps. Each is a JSON array of different strings, sorted by code points, and absent if it is empty."""
+MANY: Final = "many"
+"""A label set that is too long for one attribute. Every array begins with a bracket."""
 RUN_EXTRA: Final = "runspan.run.extra"
 STEP_EXTRA: Final = "runspan.step.extra"
 """A JSON object of the unknown members in order."""

@@ -196,7 +196,7 @@ def live_span_id(trace_id: bytes, role: str, *parts: bytes) -> bytes:
 def summary_digest(summary: bytes, label_sets: Iterable[str], tenant: str, revision: int, position: int) -> str:
     """Return the digest of what a list shows of a run, sorts and filters by, 32 hex digits.
 
-    ``label_sets``: their texts, see ``codec.facts``.
+    ``label_sets``: the texts of ``fields.LABEL_SETS``.
     """
     context = (revision % (1 << 64)).to_bytes(8, "big") + (position % (1 << 64)).to_bytes(8, "big")
     texts = "".join([f"\n{text}" for text in label_sets]).encode()

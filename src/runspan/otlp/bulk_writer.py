@@ -16,7 +16,6 @@ import msgspec
 from runspan.codec import fields
 from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplate
 from runspan.codec.encode import StepPartsBuilder, encode, set_run_status
-from runspan.codec.facts import MANY
 from runspan.codec.semconv import (
     COST,
     INPUT_TOKENS,
@@ -101,7 +100,7 @@ def _writer(tenant: str) -> SpanWriter:
         "digest_key": fields.DIGEST.encode(),
         "summary_digest_key": fields.SUMMARY_DIGEST.encode(),
         "label_set_keys": [key.encode() for key in fields.LABEL_SETS],
-        "many_labels": MANY.encode(),
+        "many_labels": fields.MANY.encode(),
         "step_count_key": fields.STEP_COUNT.encode(),
         "manifest_key": fields.MANIFEST.encode(),
         "end_key": (fields.STEP_TABLE.end.key + fields.NON_CANONICAL).encode(),

@@ -18,7 +18,6 @@ from runspan.backends.remote.client import RemoteClient
 from runspan.backends.tempo.text_pattern import text_pattern
 from runspan.codec import fields
 from runspan.codec.attributes import run_template
-from runspan.codec.facts import MANY
 from runspan.codec.semconv import ERROR_TYPE
 from runspan.contracts import RunQuery
 from runspan.errors import PARSE_ERRORS, BackendBusy, BackendRefused, QueryUnsupported
@@ -267,7 +266,7 @@ def _label_pattern(label: str) -> str:
     written = msgspec.json.encode(label[:_MAX_LABEL]).decode()
     if len(label) > _MAX_LABEL:
         written = written[:-1]
-    return f".*{re.escape(written)}.*|{MANY}"
+    return f".*{re.escape(written)}.*|{fields.MANY}"
 
 
 def _is_label(value: str) -> bool:
