@@ -21,7 +21,13 @@ ROOT = Path(__file__).parent.parent
 FIGURES = {
     "encode": {"ours / (orjson + upb of ready messages)", "SDK encoder of ready spans / ours with parse"},
     "export": {"stock / ours", "stock gzip / ours gzip", "stock / floor", "spans lost, ours"},
-    "store": {"disk / raw JSON at 200 runs", "get p50, 200 / 20 runs", "ingest rate, durable / synchronous off"},
+    "store": {
+        "disk / raw JSON at 200 runs",
+        "get p50, 200 / 20 runs",
+        "ingest rate in order of time, 200 / 20 runs stored",
+        "ingest rate, 200 / 20 runs stored",
+        "ingest rate, durable / synchronous off",
+    },
     "serve": {"rate of get / Flask hello", "rate of list, with a key / Flask hello"},
     "workers": {"one worker / two", "one worker on one core / two on two", "processor time of two workers / of one"},
     "memory": {"peak on a file of 1 MB", "peak on a file of 4 MB", "peak of serve, 4 MB received and read"},
