@@ -259,7 +259,8 @@ def _ingest(plan: Plan, shelves: list[Shelf], rounds: int) -> list[Figure]:
             f"ingest rate, {last} / {before} runs stored",
             samples[f"at random, {before}"],
             samples[f"at random, {last}"],
-            note=f"runs of random times among those stored, the worst case; {note}",
+            goal,
+            f"runs of random times among those stored, the worst case; {note}",
         ),
         _rate(
             "rate of single documents / OTLP",
