@@ -295,6 +295,18 @@ def test_searches_find_which_documents_a_list_has_to_read(
     assert len(read) <= (len(expected) if searches else 40)
 
 
+def test_a_text_that_searches_find_too_often(
+    tempo: Tempo, reader: TempoReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every run is read then, so nothing of it was left out, and the page says no such thing."""
+    monkeypatch.setattr(search, "_MAX_CHECKED", 40)
+    monkeypatch.setattr(search, "_MAX_MATCHING", 10)
+    runs, query = labelled_runs(tempo), RunQuery(LABELLED, text="often")
+    page = reader.search(query)
+    assert ids(page) == [run.id for run in reversed(runs) if match_document(query, run).is_match][:50]
+    assert page.partial == ()
+
+
 LABELLED = "labelled"
 
 

@@ -282,7 +282,6 @@ class RunSearch:
         they are few, and return whether they were.
         """
         self._can_search_contents = False
-        self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
         found: set[bytes] = set()
         for text in content_texts(self.query.text or ""):
             self.check_deadline()
@@ -292,6 +291,7 @@ class RunSearch:
             self._note_missing(window)
             found.update(candidate.trace_id for candidate in window.candidates)
         self._matching = found
+        self._notes[f"Tempo was searched for the text in {SEARCHES}: longer ones were not searched"] = _FIRST
         return len(found) <= _MAX_DIRECT and self._add_traces(found)
 
     def _add_traces(self, trace_ids: Iterable[bytes]) -> bool:
