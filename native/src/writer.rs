@@ -8,7 +8,7 @@ mod members;
 mod usage;
 mod wire;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -132,8 +132,8 @@ struct Run {
     attributes: Vec<u8>,
     /// What its agent steps used, other than those that were left to Python.
     usages: Vec<Counts>,
-    /// Their models.
-    models: BTreeSet<String>,
+    /// Their models, each once.
+    models: Vec<String>,
     /// Whether Python has parts to add to the run span.
     has_details: bool,
 }
@@ -264,8 +264,8 @@ impl SpanWriter {
         } else if !run.usages.is_empty() {
             self.format.usage_keys.put_totals(&mut totals, &run.usages);
         }
-        let types = steps.iter().map(|step| step.template.step_type.as_str()).collect();
-        let label_sets = [self.label_set(run.models.iter().map(String::as_str).collect()), self.label_set(types)];
+        let types = steps.iter().map(|step| step.template.step_type.as_str());
+        let label_sets = [self.label_set(run.models.iter().map(String::as_str)), self.label_set(types)];
         let summary_digest = self.summary_digest(run.start, summary, &label_sets);
         put_hex_string(&mut span, &self.format.digest_key, &Sha256::digest(text));
         put_hex_string(&mut span, &self.format.summary_digest_key, &summary_digest[..16]);
@@ -315,18 +315,25 @@ impl SpanWriter {
             template,
             attributes: Vec::new(),
             usages: Vec::new(),
-            models: BTreeSet::new(),
+            models: Vec::new(),
         };
         let has_ids = run.trace_id != [[0; 8]; 2] && run.root_id != [0; 8];
         (run.template.is_common && has_ids && 0 < start && start < end).then_some(run)
     }
 
-    /// The text of a set, empty if it has no labels.
-    fn label_set(&self, labels: BTreeSet<&str>) -> Vec<u8> {
-        if labels.is_empty() {
+    /// The text of a set of few labels, empty if there is none.
+    fn label_set<'a>(&self, labels: impl Iterator<Item = &'a str>) -> Vec<u8> {
+        let mut distinct = Vec::with_capacity(8);
+        for label in labels {
+            if !distinct.contains(&label) {
+                distinct.push(label);
+            }
+        }
+        if distinct.is_empty() {
             return Vec::new();
         }
-        let text = serde_json::to_vec(&labels).unwrap_or_default();
+        distinct.sort_unstable();
+        let text = serde_json::to_vec(&distinct).unwrap_or_default();
         if text.len() <= self.format.max_attribute_bytes { text } else { self.format.many_labels.clone() }
     }
 
@@ -383,8 +390,8 @@ impl SpanWriter {
         let mut attributes = Vec::with_capacity(256);
         self.format.usage_keys.put(&mut attributes, &usage)?;
         run.usages.push((usage.prompt_tokens, usage.completion_tokens, usage.estimated_cost_usd));
-        if !run.models.contains(usage.model) {
-            run.models.insert(usage.model.to_owned());
+        if !run.models.iter().any(|model| model == usage.model) {
+            run.models.push(usage.model.to_owned());
         }
         Some(attributes)
     }
