@@ -30,7 +30,7 @@ What is compared:
   OpenTelemetry SDK with its batch processor and OTLP/HTTP exporter, a queue that holds everything, and the attributes
   that runspan's spans have but for digest, manifest and revision. The *floor* parses each document and sends bytes
   that were encoded before. Every span sent is counted at the receiver.
-- **store**: the embedded store in this process; the stores of all sizes are open at once and take turns. *Get* is that of
+- **store**: the embedded store in this process; the stores of all sizes are open at once and take turns. *Get* is of
   a run whose pages another connection has just read, so that they are in memory. Pages of a large file that were not
   read lately come from the disk, or on a virtual machine from wherever its host keeps them: "not read before".
 - **serve**: eight persistent connections from another process; the server has a core to itself.
