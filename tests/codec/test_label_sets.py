@@ -97,7 +97,7 @@ def test_what_is_no_set(text: str) -> None:
 
 
 @pytest.mark.parametrize("key", [MODELS, STEP_TYPES])
-@pytest.mark.parametrize("value", ['["m-2"]', "", None, 7])
+@pytest.mark.parametrize("value", ['["m-2"]', MANY, "", None, 7])
 def test_a_changed_set_goes_not_unnoticed(key: str, value: Any) -> None:
     """A list item is proved together with what it is filtered by."""
     span = encode(make_run(steps=[agent("m-1")]))[-1]
