@@ -132,7 +132,7 @@ struct Run {
     attributes: Vec<u8>,
     /// What its agent steps used, other than those that were left to Python.
     usages: Vec<Counts>,
-    /// Their models, each once.
+    /// Their models.
     models: Vec<String>,
     /// Whether Python has parts to add to the run span.
     has_details: bool,
@@ -390,9 +390,7 @@ impl SpanWriter {
         let mut attributes = Vec::with_capacity(256);
         self.format.usage_keys.put(&mut attributes, &usage)?;
         run.usages.push((usage.prompt_tokens, usage.completion_tokens, usage.estimated_cost_usd));
-        if !run.models.iter().any(|model| model == usage.model) {
-            run.models.push(usage.model.to_owned());
-        }
+        run.models.push(usage.model.to_owned());
         Some(attributes)
     }
 

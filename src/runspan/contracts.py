@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -215,12 +215,16 @@ class RunQuery:
             return False
         if self._reads_summary and not self._matches_summary(run.summary):
             return False
-        for label, labels in ((self.model, run.models), (self.step_type, run.step_types)):
-            if label is not None and labels is not None and label not in labels:
-                return False
+        if not self.matches_labels(run.models, run.step_types):
+            return False
         return self.stuck_before is None or (
             run.status in LIVE_RUN_STATUSES and heartbeat_due(observed_time(run.revision), run.time) < self.stuck_before
         )
+
+    def matches_labels(self, models: Set[str] | None, step_types: Set[str] | None) -> bool:
+        """Return whether a run with these models and step types matches the filters by them; None matches any."""
+        filters = ((self.model, models), (self.step_type, step_types))
+        return all(wanted is None or labels is None or wanted in labels for wanted, labels in filters)
 
     @property
     def _reads_summary(self) -> bool:

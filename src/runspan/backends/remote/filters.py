@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from runspan.codec import full_text
 from runspan.codec.decode import RunSummary, verify_run
-from runspan.codec.facts import run_facts
+from runspan.codec.facts import model_names, step_types
 from runspan.contracts import RunQuery, unproved_note
 from runspan.errors import QueryUnsupported, TraceIncomplete
 from runspan.model.document import Run
@@ -47,12 +47,8 @@ class Match(NamedTuple):
 
 def match_document(query: RunQuery, run: Run) -> Match:
     """Return whether a document meets the filters of ``needs_document``."""
-    if query.model is not None or query.step_type is not None:
-        facts = run_facts(run)
-        if query.model is not None and query.model not in facts.model_names:
-            return Match(False)
-        if query.step_type is not None and query.step_type not in facts.step_types:
-            return Match(False)
+    if not query.matches_labels(model_names(run.steps), step_types(run.steps)):
+        return Match(False)
     if query.text is None:
         return Match(True)
     found = full_text.find_text(run, query.text)

@@ -153,7 +153,7 @@ class IndexedSearch:
         facts = None
         if query.model is not None or query.step_type is not None or query.order == "cost":
             facts = self._facts(connection, row, run_id)
-            if facts is None or not _matches(query, facts):
+            if facts is None or not query.matches_labels(facts.model_names, facts.step_types):
                 return None
         value = _value(query, row, facts)
         if row.time != candidate.time or (query.order != "start" and value != candidate.value):
@@ -202,12 +202,6 @@ def _summary(row: _Row) -> RunSummary:
         time=row.time,
         summary=row.summary,
         ended=row.ended if status in TERMINAL_RUN_STATUSES else None,
-    )
-
-
-def _matches(query: RunQuery, facts: RunFacts) -> bool:
-    return (query.model is None or query.model in facts.model_names) and (
-        query.step_type is None or query.step_type in facts.step_types
     )
 
 
