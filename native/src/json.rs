@@ -1,5 +1,7 @@
 //! Where values end in JSON text.
 
+use pyo3::prelude::*;
+
 /// Arrays and objects inside of each other, fewer than Python's parser reads.
 const MAX_DEPTH: usize = 128;
 
@@ -46,4 +48,15 @@ fn end_of_string(text: &[u8], start: usize) -> Option<usize> {
         }
         position += 2;
     }
+}
+
+/// Whether a line ends with `}` and has as many `{` as `}`, as `sources.splitter` defines a document of NDJSON.
+#[pyfunction]
+pub fn is_document(line: &[u8]) -> bool {
+    // In parts whose sums fit a byte, which are added up several at once.
+    let balance = |part: &[u8]| {
+        part.iter()
+            .fold(0i8, |sum, byte| sum.wrapping_add(i8::from(*byte == b'{')).wrapping_sub(i8::from(*byte == b'}')))
+    };
+    line.ends_with(b"}") && line.chunks(127).map(|part| isize::from(balance(part))).sum::<isize>() == 0
 }

@@ -14,6 +14,8 @@ mod _native {
     #[pymodule_export]
     use super::document::PlainDocuments;
     #[pymodule_export]
+    use super::json::is_document;
+    #[pymodule_export]
     use super::reader::Reader;
     #[pymodule_export]
     use super::writer::SpanWriter;

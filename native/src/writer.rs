@@ -4,6 +4,7 @@
 //! what depends on the meaning of a payload is asked for, step by step. A run that does not have the common form is left
 //! to Python as a whole. See `runspan.otlp.bulk_writer`.
 
+mod error;
 mod members;
 mod usage;
 mod wire;
@@ -19,8 +20,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::placement::{Place, enclosing_loops, positions};
 use members::{Members, Object, Row, Time, expect, plain_string};
-use usage::{Counts, Keys};
-use wire::{PARENT_ID, SPAN_ID, SPANS, TRACE_ID, put_hex, put_integer, put_string, put_times, put_varint};
+use usage::{Counts, Usage};
+use wire::{PARENT_ID, SPAN_ID, SPANS, TRACE_ID, put_delimited, put_hex, put_integer, put_string, put_times};
 
 /// Templates that are kept of each kind, and the longest text of labels that is kept.
 const MAX_TEMPLATES: usize = 4096;
@@ -58,7 +59,8 @@ struct Format {
     /// The revision of the run span.
     revision: u64,
     max_attribute_bytes: usize,
-    usage_keys: Keys,
+    usage_keys: usage::Keys,
+    error_keys: error::Keys,
     step_scope: Py<PyString>,
     run_scope: Py<PyString>,
 }
@@ -70,11 +72,11 @@ struct Template {
     source: Py<PyAny>,
     /// Whether spans with these labels have the common form.
     is_common: bool,
-    /// Whether status, links or attributes depend on payloads.
-    is_special: bool,
-    /// Whether only the attributes of token usage do.
-    has_usage: bool,
+    is_agent: bool,
     is_loop: bool,
+    is_sub_workflow: bool,
+    /// The type of an error without a code if the span has failed.
+    error_type: Option<String>,
     /// Of a step: its type.
     step_type: String,
     /// Name, kind and attributes.
@@ -172,6 +174,7 @@ struct Step<'a> {
     end: Time,
     end_text: &'a [u8],
     output: &'a [u8],
+    error: &'a [u8],
     /// Its own attributes, in the buffer of all steps.
     attributes: Range<usize>,
     /// Where it lies if it has no times.
@@ -246,7 +249,7 @@ impl SpanWriter {
             span.extend_from_slice(&step_attributes[step.attributes.clone()]);
             span.extend_from_slice(&parts.attributes);
             span.extend_from_slice(parts.rest.as_deref().unwrap_or(&self.format.plain_end));
-            put_delimited(&mut spans, &span);
+            put_delimited(&mut spans, SPANS, &span);
         }
         if manifest.len() > self.format.max_attribute_bytes {
             return Ok(None);
@@ -256,13 +259,22 @@ impl SpanWriter {
 
         run.put_start(&mut span, run.root_id, None, (run.start, run.end), &run.template);
         let (mut totals, mut rest) = (Vec::new(), self.format.plain_end.clone());
-        if run.has_details || run.usages.len() > 2 {
-            let found = details.call_method1("run_parts", (&run.template.source, run.end, run.usages))?;
-            let models: Vec<String>;
-            (totals, rest, models) = found.extract()?;
-            run.models.extend(models);
-        } else if !run.usages.is_empty() {
-            self.format.usage_keys.put_totals(&mut totals, &run.usages);
+        match self.format.error_keys.read(object.error) {
+            Some(error) if !run.has_details && run.usages.len() <= 2 => {
+                if !run.usages.is_empty() {
+                    self.format.usage_keys.put_totals(&mut totals, &run.usages);
+                }
+                match &run.template.error_type {
+                    Some(kind) => rest = self.format.error_keys.put(&mut totals, &error, kind, run.end),
+                    None => self.format.error_keys.put_code(&mut totals, &error),
+                }
+            }
+            _ => {
+                let found = details.call_method1("run_parts", (&run.template.source, run.end, run.usages))?;
+                let models: Vec<String>;
+                (totals, rest, models) = found.extract()?;
+                run.models.extend(models);
+            }
         }
         let types = steps.iter().map(|step| step.template.step_type.as_str());
         let label_sets = [self.label_set(run.models.iter().map(String::as_str)), self.label_set(types)];
@@ -281,7 +293,7 @@ impl SpanWriter {
         span.extend_from_slice(&totals);
         span.extend_from_slice(&rest);
         spans.clear();
-        put_delimited(&mut spans, &span);
+        put_delimited(&mut spans, SPANS, &span);
         let run_span = (&self.format.run_scope, PyBytes::new(py, &spans), 1);
         Ok(Some((step_spans, run_span).into_pyobject(py)?))
     }
@@ -311,7 +323,7 @@ impl SpanWriter {
             start,
             end,
             shared,
-            has_details: template.is_special || object.has_error,
+            has_details: false,
             template,
             attributes: Vec::new(),
             usages: Vec::new(),
@@ -355,43 +367,47 @@ impl SpanWriter {
 
     /// Return the parts of a step span that its template and members do not determine; None if they need events.
     fn step_parts(&self, run: &mut Run, step: &Step, details: &Bound<'_, PyAny>) -> PyResult<Option<Parts>> {
-        let Template { is_special, has_usage, .. } = *step.template;
-        let common = |start, end, attributes| Ok(Some(Parts { start, end, attributes, rest: None }));
         let position = step.position.unwrap_or(run.start);
-        match (step.start, step.end) {
-            (Time::Canonical(start), Time::Canonical(end)) if start < end && has_usage => {
-                if let Some(attributes) = self.usage_attributes(run, step.output) {
-                    return common(start, end, attributes);
-                }
-                run.has_details = true;
-                common(start, end, details.call_method1("usage_attributes", (step.text,))?.extract()?)
+        if let Some((parts, usage)) = self.common_parts(step, position) {
+            if let Some(usage) = usage {
+                run.usages.push((usage.prompt_tokens, usage.completion_tokens, usage.estimated_cost_usd));
+                run.models.push(usage.model.to_owned());
             }
-            (Time::Canonical(start), Time::Canonical(end)) if start < end && !is_special => {
-                common(start, end, Vec::new())
-            }
-            (Time::Canonical(start), Time::Canonical(end)) if start == end && !is_special && !has_usage => {
-                let mut attributes = Vec::with_capacity(64);
-                put_string(&mut attributes, &self.format.end_key, step.end_text);
-                common(start, end + 1, attributes)
-            }
-            (Time::Absent, Time::Absent) if !is_special && !has_usage => {
-                common(position, position + 1, self.format.absent_times.clone())
-            }
-            _ => {
-                run.has_details = true;
-                details.call_method1("step_parts", (step.text, &step.template.source, position))?.extract()
-            }
+            return Ok(Some(parts));
         }
+        run.has_details = true;
+        details.call_method1("step_parts", (step.text, &step.template.source, position))?.extract()
     }
 
-    /// Return the attributes of an agent's token usage; None if it has not the common form.
-    fn usage_attributes(&self, run: &mut Run, output: &[u8]) -> Option<Vec<u8>> {
-        let Some(usage) = usage::read(output)? else { return Some(Vec::new()) };
-        let mut attributes = Vec::with_capacity(256);
-        self.format.usage_keys.put(&mut attributes, &usage)?;
-        run.usages.push((usage.prompt_tokens, usage.completion_tokens, usage.estimated_cost_usd));
-        run.models.push(usage.model.to_owned());
-        Some(attributes)
+    /// Return these parts, and the token usage among them; None if they do not have the common form.
+    fn common_parts<'a>(&self, step: &Step<'a>, position: u64) -> Option<(Parts, Option<Usage<'a>>)> {
+        let Template { is_agent, is_sub_workflow, ref error_type, .. } = *step.template;
+        if is_sub_workflow {
+            return None;
+        }
+        let mut attributes = Vec::new();
+        let (start, end) = match (step.start, step.end) {
+            (Time::Canonical(start), Time::Canonical(end)) if start < end => (start, end),
+            (Time::Canonical(start), Time::Canonical(end)) if start == end => {
+                put_string(&mut attributes, &self.format.end_key, step.end_text);
+                (start, end + 1)
+            }
+            (Time::Absent, Time::Absent) => {
+                attributes.extend_from_slice(&self.format.absent_times);
+                (position, position + 1)
+            }
+            _ => return None,
+        };
+        let usage = if is_agent { usage::read(step.output)? } else { None };
+        if let Some(usage) = &usage {
+            self.format.usage_keys.put(&mut attributes, usage)?;
+        }
+        let keys = &self.format.error_keys;
+        let rest = match error_type {
+            Some(kind) => Some(keys.put(&mut attributes, &keys.read(step.error)?, kind, end)),
+            None => None,
+        };
+        Some((Parts { start, end, attributes, rest }, usage))
     }
 
     /// Return the steps of the array at a position; None if one of them, or what follows, does not have the common form.
@@ -425,6 +441,7 @@ impl SpanWriter {
                 end: object.end,
                 end_text: object.end_text,
                 output: object.output,
+                error: object.error,
                 attributes: first..attributes.len(),
                 position: None,
                 span_id: [0; 8],
@@ -470,11 +487,4 @@ fn put_hex_string(span: &mut Vec<u8>, key: &[u8], bytes: &[u8]) {
     let mut text = Vec::with_capacity(2 * bytes.len());
     put_hex(&mut text, bytes);
     put_string(span, key, &text);
-}
-
-/// Append a span with tag and length, as an element of `ScopeSpans.spans`.
-fn put_delimited(out: &mut Vec<u8>, span: &[u8]) {
-    out.push(SPANS);
-    put_varint(out, span.len() as u64);
-    out.extend_from_slice(span);
 }

@@ -9,6 +9,8 @@ from runspan.otlp.protobuf_writer import ScopedBytes
 _Row = tuple[str, str, str, str, bool]
 _Run = tuple[bytes, bytes, str, str | None, str, str, bytes, bytes, bytes, bool, int, int | None]
 
+def is_document(line: bytes) -> bool: ...
+
 class Reader:
     def __new__(
         cls, names: ModuleType, rules: object, run: Sequence[_Row], step: Sequence[_Row], ignored: Sequence[str]

@@ -162,6 +162,50 @@ def test_token_usage_in_any_form(outputs: list[str]) -> None:
     assert write_run(run) == reference(run)
 
 
+_TEXTS = st.sampled_from(["", "E1", "x" * 500, "x" * 501, "ä" * 250, "ä" * 251, "ä" * 501, 'a"b', "\n", "\U0001f680"])
+_ERRORS = st.one_of(
+    _TEXTS.map(dumps),
+    st.lists(
+        st.tuples(st.sampled_from(["code", "message", "details", "c\\u006fde"]), _TEXTS.map(dumps) | _NUMBERS),
+        max_size=4,
+    ).map(lambda members: "{" + ", ".join(f' "{name}" : {value}' for name, value in members) + " }"),
+    st.sampled_from(["null", "5", "true", "[]", '["E1","m"]', '"\\ud800"', '{"code":"\\ud800"}', "{}"]),
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["failed", "completed", "skipped"]), _ERRORS, st.booleans()), max_size=4),
+    st.sampled_from(["failed", "timed_out", "cancelled", "completed"]),
+    _ERRORS | st.none(),
+)
+def test_errors_in_any_form(steps: list[tuple[str, str, bool]], status: str, error: str | None) -> None:
+    """Codes and messages of errors, and what only looks like them, are the same bytes whatever failed."""
+    span = '"startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"'
+    parts = [
+        f'{{"id":"s{number}","type":"{"agent" if is_agent else "action"}","status":"{status}",{span},'
+        f'"output":{{"usage":{{"promptTokens":3,"model":"gpt-5"}}}},"error":{found}}}'
+        for number, (status, found, is_agent) in enumerate(steps)
+    ]
+    own = "" if error is None else f',"error":{error}'
+    run = Run.from_json(f'{{"id":"r","status":"{status}",{span},"steps":[{",".join(parts)}]{own}}}'.encode())
+    assert write_run(Run.from_json(run.text)) == reference(run)
+
+
+def test_failed_runs_are_written_without_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose errors have the form that the platform writes asks nothing about them."""
+    span = '"startedAt":"2026-01-15T09:00:01.200Z","completedAt":"2026-01-15T09:00:02.000Z"'
+    error = '"error":{"code":"E1","message":"no reply","details":{"attempts":[1]}}'
+    step = f'{{"id":"s","type":"agent","status":"failed",{span},"output":{{"usage":{{"model":"gpt-5"}}}},{error}}}'
+    run = Run.from_json(f'{{"id":"r","status":"failed",{span},"steps":[{step}],{error}}}'.encode())
+
+    def refuse(*values: object) -> None:
+        raise AssertionError(values)
+
+    monkeypatch.setattr(bulk_writer._Details, "step_parts", refuse)
+    monkeypatch.setattr(bulk_writer._Details, "run_parts", refuse)
+    assert written_natively(run)
+
+
 @given(finished(_NEAR | st.none() | st.sampled_from(["2026-01-15T09:00:01Z", "2026-01-15T09:00:01.000+00:00", "x"])))
 def test_runs_with_unusual_times(run: Run) -> None:
     """Times that are null, in another form, or none are the same bytes."""

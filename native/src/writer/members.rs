@@ -12,7 +12,7 @@ const MAX_DIGITS: usize = 18;
 
 /// The member that has the token usage of an agent.
 const OUTPUT: &[u8] = b"\"output\":";
-/// The member that has the code of an error.
+/// The member that has the error of a run or step.
 const ERROR: &[u8] = b"\"error\":";
 
 /// The canonical form of a member, by the names of `codec.fields.FieldKind`, and two members with a place of their own.
@@ -59,7 +59,8 @@ pub struct Object<'a> {
     pub end_text: &'a [u8],
     /// The text of its output; empty without one.
     pub output: &'a [u8],
-    pub has_error: bool,
+    /// The text of its error; empty without one.
+    pub error: &'a [u8],
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -131,7 +132,7 @@ impl Members {
                 object.output = value;
             }
             if member.is_error {
-                object.has_error = value != b"null";
+                object.error = value;
             }
             match member.kind {
                 Kind::Id => (),

@@ -65,7 +65,7 @@ pub fn read(output: &[u8]) -> Option<Option<Usage<'_>>> {
 }
 
 /// Return the object of a text. What serde derives reads arrays too.
-fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
     if text.starts_with('{') { serde_json::from_str(text).ok() } else { None }
 }
 

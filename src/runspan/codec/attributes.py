@@ -402,11 +402,6 @@ class SpanTemplate:
     """64 bits of the digest of ``identity``."""
     wire: bytes | None = None
     """The OTLP bytes of name, kind and ``shared``, cached by a writer."""
-    special: bool = dataclasses.field(init=False)
-    """Whether the span has attributes, links or a status derived from its payloads."""
-
-    def __post_init__(self) -> None:
-        self.special = self.is_agent or self.is_sub_workflow or self.error_type is not None or bool(self.texts)
 
 
 class _TemplateCache(dict[tuple[Any, ...], SpanTemplate]):

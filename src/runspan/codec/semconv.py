@@ -40,6 +40,8 @@ PROVIDER: Final = "gen_ai.provider.name"
 MODEL: Final = "gen_ai.request.model"
 ERROR_TYPE: Final = "error.type"
 EXCEPTION_EVENT: Final = "exception"
+EXCEPTION_TYPE: Final = "exception.type"
+EXCEPTION_MESSAGE: Final = "exception.message"
 ATTEMPT_NUMBER: Final = "runspan.attempt.number"
 PIPELINE_NAME: Final = "cicd.pipeline.name"
 PIPELINE_RUN_ID: Final = "cicd.pipeline.run.id"
@@ -71,9 +73,9 @@ class ErrorInfo(Struct, frozen=True):
 
     def event(self, time: int) -> Event:
         """Return the ``exception`` event at a time in nanoseconds since 1970."""
-        pairs: list[tuple[str, Value]] = [("exception.type", self.type)]
+        pairs: list[tuple[str, Value]] = [(EXCEPTION_TYPE, self.type)]
         if self.message:
-            pairs.append(("exception.message", self.message))
+            pairs.append((EXCEPTION_MESSAGE, self.message))
         return Event(EXCEPTION_EVENT, time, tuple(pairs))
 
 

@@ -18,6 +18,10 @@ from runspan.codec.attributes import ROOT_TEMPLATES, STEP_TEMPLATES, SpanTemplat
 from runspan.codec.encode import StepPartsBuilder, encode, set_run_status
 from runspan.codec.semconv import (
     COST,
+    ERROR_TYPE,
+    EXCEPTION_EVENT,
+    EXCEPTION_MESSAGE,
+    EXCEPTION_TYPE,
     INPUT_TOKENS,
     MESSAGE_LENGTH,
     MODEL,
@@ -30,14 +34,12 @@ from runspan.codec.semconv import (
     RUN_OUTPUT,
     TASK_RUN_ID,
     Usage,
-    add_counts,
-    add_model,
     add_totals,
-    read_usage,
 )
 from runspan.model.document import SUMMARY_MEMBERS, Envelope, Run, Step, str_or_none
-from runspan.model.span import Pairs, run_ids_prefix, summary_prefix
+from runspan.model.span import ERROR, Pairs, run_ids_prefix, summary_prefix
 from runspan.otlp.protobuf_writer import (
+    FLAGS,
     PLAIN_END,
     ScopedBytes,
     attribute_bytes,
@@ -88,6 +90,17 @@ _USAGE_KEYS: Final = {
 }
 """See ``Keys`` in ``usage.rs``."""
 
+_ERROR_KEYS: Final = {
+    "error_type": ERROR_TYPE.encode(),
+    "event_name": EXCEPTION_EVENT.encode(),
+    "event_type": EXCEPTION_TYPE.encode(),
+    "event_message": EXCEPTION_MESSAGE.encode(),
+    "status": ERROR,
+    "span_end": FLAGS,
+    "max_bytes": MESSAGE_LENGTH,
+}
+"""See ``Keys`` in ``error.rs``."""
+
 
 @lru_cache(maxsize=16)
 def _writer(tenant: str) -> SpanWriter:
@@ -109,6 +122,7 @@ def _writer(tenant: str) -> SpanWriter:
         "revision": fields.ROOT_REVISION,
         "max_attribute_bytes": fields.MAX_ATTRIBUTE_BYTES,
         "usage_keys": _USAGE_KEYS,
+        "error_keys": _ERROR_KEYS,
         "step_scope": fields.SCOPE_STEP,
         "run_scope": fields.SCOPE_RUN,
     }
@@ -131,13 +145,13 @@ _Template = dict[str, object]
 
 
 def _template(template: SpanTemplate, is_common: bool, step_type: str = "") -> _Template:
-    has_usage = template.is_agent and template.error_type is None
     return {
         "source": template,
         "is_common": is_common and not template.texts,
-        "is_special": template.special and not has_usage,
-        "has_usage": has_usage,
+        "is_agent": template.is_agent,
         "is_loop": template.is_loop,
+        "is_sub_workflow": template.is_sub_workflow,
+        "error_type": template.error_type,
         "step_type": step_type,
         "wire": template.wire or template_bytes(template),
         "identity": shared_bytes(template.identity),
@@ -152,13 +166,6 @@ class _Parts(NamedTuple):
     end: int
     attributes: bytes
     rest: bytes
-
-
-@lru_cache(maxsize=256)
-def _model_bytes(model: str) -> bytes:
-    own: Pairs = []
-    add_model(own, model)
-    return attributes_bytes(own)
 
 
 _parse_step: Final = msgspec.json.Decoder(Step).decode
@@ -181,16 +188,6 @@ class _Details:
         step = _parse_step(text)
         template = STEP_TEMPLATES[fields.STEP_TABLE.get_labels(step)]
         return _template(template, template.finished, str_or_none(step.type) or "")
-
-    def usage_attributes(self, text: bytes) -> bytes:
-        """Return the attributes of an agent step's token usage, which has not the form that the platform writes."""
-        usage = read_usage(_parse_step(text).output)
-        if usage is None:
-            return b""
-        self._usages.append(usage)
-        counts: Pairs = []
-        add_counts(counts, usage)
-        return _model_bytes(usage.model) + attributes_bytes(counts)
 
     def step_parts(self, text: bytes, template: SpanTemplate, position: int) -> _Parts | None:
         """Return what an unusual step span has beside the attributes of its members; None for texts in events."""

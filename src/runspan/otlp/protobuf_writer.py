@@ -26,7 +26,7 @@ _DOUBLE = Struct("<d").pack
 _TIME = Struct("<BQ").pack
 START_TAG, END_TAG, _EVENT_TIME_TAG = 0x39, 0x41, 0x09
 TRACE_ID, SPAN_ID, PARENT_ID, SPANS = b"\x0a\x10", b"\x12\x08", b"\x22\x08", b"\x12"
-_FLAGS = b"\x85\x01\x00\x01\x00\x00"
+FLAGS = b"\x85\x01\x00\x01\x00\x00"
 """``flags`` = 0x100: the parent is known not to be remote. The SDK writes the same."""
 
 _BITS: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -160,7 +160,7 @@ def _status(code: int, message: str) -> bytes:
     return _delimited(b"\x7a", _text(b"\x12", message) + (b"\x18" + varint(code & _BITS) if code else b""))
 
 
-PLAIN_END: Final = _status(0, "") + _FLAGS
+PLAIN_END: Final = _status(0, "") + FLAGS
 
 
 def span_bytes(span: Span) -> bytes:
@@ -186,7 +186,7 @@ def end_bytes(events: tuple[Event, ...], links: tuple[Link, ...], status: int, m
     """Return the end of a span, everything after its attributes."""
     if not (events or links or status or message):
         return PLAIN_END
-    parts = [*map(_event, events), *map(_link, links), _status(status, message), _FLAGS]
+    parts = [*map(_event, events), *map(_link, links), _status(status, message), FLAGS]
     return b"".join(parts)
 
 

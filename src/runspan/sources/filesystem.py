@@ -32,8 +32,9 @@ _ENVIRONMENT: Final = "credentials come from the environment that fsspec reads, 
 SYMLINK_OUT: Final = "a symbolic link out of the folder, which --follow-symlinks follows"
 """Why something in a folder is not read."""
 
-CHUNK: Final = 256 << 10
-"""Bytes that are read or decompressed at a time: much more than a line, and less than the processor's cache."""
+CHUNK: Final = 64 << 10
+"""Bytes that are read or decompressed at a time: much more than a line, and so few that malloc has the memory at hand,
+where it would get more from the system, page by page."""
 
 _GZIP: Final = b"\x1f\x8b"
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS

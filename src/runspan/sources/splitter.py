@@ -188,8 +188,15 @@ def _lines(stream: _StreamBuffer, name: str) -> Iterator[RawDocument | RawLines]
     stream.offset, stream.line = offset, number
 
 
-def _is_document(line: bytes) -> bool:
+def is_document(line: bytes) -> bool:
+    """Return whether a line of NDJSON is a document."""
     return line.endswith(b"}") and line.count(b"{") == line.count(b"}")
+
+
+try:
+    from runspan._native import is_document as _is_document
+except ImportError:
+    _is_document = is_document
 
 
 def _array(stream: _StreamBuffer, name: str) -> Iterator[RawDocument]:
