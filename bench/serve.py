@@ -20,7 +20,7 @@ _SECTION = 4
 def run(plan: Plan) -> list[Figure]:
     """Return the figures of the section."""
     runs = plan.runs or (2000 if plan.quick else 20_000)
-    rounds = plan.rounds or (5 if plan.quick else 15)
+    rounds = plan.rounds or (5 if plan.quick else 30)
     documents = [Run.from_json(text) for text in generate(runs, seed=seed(_SECTION, 0))]
     with SqliteStore(plan.folder) as store:
         write_all(store, bodies(documents))

@@ -1,8 +1,9 @@
 """``ApiKeyStore``: API keys in a database that servers and the command line use at once.
 
 A key has about 190 random bits, so it cannot be guessed, and a single SHA-256 of it is stored: slow hashes protect
-passwords that people choose. A change by another process counts at once: over an SQLite file a server keeps the keys
-that it found until the file changes, which it asks SQLite at each request; over PostgreSQL it keeps none.
+passwords that people choose. A change by another process counts once ``revoke`` or ``rotate`` has returned there: over
+an SQLite file a server keeps the keys that it found until the file changes, which it asks SQLite a hundred times a
+second at most, and these methods wait for as long. Over PostgreSQL it keeps none.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ PERMISSIONS = (RUNS_READ, RUNS_WRITE)
 PREFIX = "wfk_"
 _MAX_FOUND = 10_000
 """Keys that a server keeps in memory."""
+_TRUSTED = 0.01
+"""Seconds after which a server asks again whether the file has changed: threads that ask wait for each other."""
 _ALPHABET = string.ascii_letters + string.digits
 _TABLE = """
 CREATE TABLE keys (
@@ -94,6 +97,7 @@ class ApiKeyStore:
         self._found: dict[bytes, ApiKey] = {}
         """By digest: keys in the database as of ``_version``."""
         self._version = -1
+        self._trusted_until = 0.0
 
     def close(self) -> None:
         """Close the database. Idempotent."""
@@ -181,13 +185,17 @@ class ApiKeyStore:
         raise NotFound("no such key", where=f"key {key_id}", hint="`runspan keys list` shows the ids")
 
     def _find(self, digest: bytes) -> ApiKey | None:
-        version = self._database.version()
-        if version is None:
-            return next(iter(self._select("WHERE sha256 = ?", digest)), None)
+        now = time.monotonic()
+        if now >= self._trusted_until:
+            version = self._database.version()
+            if version is None:
+                return next(iter(self._select("WHERE sha256 = ?", digest)), None)
+            with self._lock:
+                if version != self._version:  # by another process; ``_write`` forgets what this one changes
+                    self._found.clear()
+                    self._version = version
+                self._trusted_until = now + _TRUSTED
         with self._lock:
-            if version != self._version:  # by another process; ``_write`` forgets what this one changes
-                self._found.clear()
-                self._version = version
             key = self._found.get(digest)
             if key is None:
                 key = next(iter(self._select("WHERE sha256 = ?", digest)), None)
@@ -201,6 +209,7 @@ class ApiKeyStore:
         self._database.execute(statement, *values)
         with self._lock:
             self._found.clear()
+        time.sleep(_TRUSTED)  # then no other process uses what it found before
 
     def _select(self, clause: str, *values: object) -> Sequence[ApiKey]:
         return [_from_row(*row) for row in self._database.execute(_SELECT + clause, *values)]

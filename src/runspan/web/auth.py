@@ -92,7 +92,7 @@ def _count(limit: int, window: Window, now: float) -> int:
 def _wait(limit: int, window: Window, now: float) -> int:
     while window and window[0][1] <= now - MINUTE:
         del window[0]
-    if sum(count for _, _, count in window) < limit:
+    if sum([count for _, _, count in window]) < limit:
         return 0
     return max(1, math.ceil(window[0][1] + MINUTE - now))
 
