@@ -1,6 +1,7 @@
-//! Where values end in JSON text.
+//! JSON text: where values end, the members of an object, and which lines are documents.
 
 use pyo3::prelude::*;
+use serde::Deserialize;
 
 /// Arrays and objects inside of each other, fewer than Python's parser reads.
 const MAX_DEPTH: usize = 128;
@@ -48,6 +49,11 @@ fn end_of_string(text: &[u8], start: usize) -> Option<usize> {
         }
         position += 2;
     }
+}
+
+/// Return the object of a text. What serde derives reads arrays too.
+pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+    if text.starts_with('{') { serde_json::from_str(text).ok() } else { None }
 }
 
 /// Whether a line ends with `}` and has as many `{` as `}`, as `sources.splitter` defines a document of NDJSON.

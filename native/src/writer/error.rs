@@ -4,8 +4,8 @@ use pyo3::FromPyObject;
 use serde::Deserialize;
 
 use super::members::plain_string;
-use super::usage::object;
 use super::wire::{put_event, put_status, put_string};
+use crate::json::object;
 
 /// How spans name an error.
 #[derive(FromPyObject)]

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::wire::{put_double, put_integer, put_string};
+use crate::json::object;
 
 /// How attributes name what an agent used.
 #[derive(FromPyObject)]
@@ -62,11 +63,6 @@ pub fn read(output: &[u8]) -> Option<Option<Usage<'_>>> {
         Some(usage) => object(usage.get()).map(Some),
         None => Some(None),
     }
-}
-
-/// Return the object of a text. What serde derives reads arrays too.
-pub fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
-    if text.starts_with('{') { serde_json::from_str(text).ok() } else { None }
 }
 
 impl Keys {

@@ -209,7 +209,8 @@ class ApiKeyStore:
         self._database.execute(statement, *values)
         with self._lock:
             self._found.clear()
-        time.sleep(_TRUSTED)  # then no other process uses what it found before
+        if self._database.version() is not None:
+            time.sleep(_TRUSTED)  # then no other process uses what it found before
 
     def _select(self, clause: str, *values: object) -> Sequence[ApiKey]:
         return [_from_row(*row) for row in self._database.execute(_SELECT + clause, *values)]

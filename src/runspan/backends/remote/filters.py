@@ -47,7 +47,9 @@ class Match(NamedTuple):
 
 def match_document(query: RunQuery, run: Run) -> Match:
     """Return whether a document meets the filters of ``needs_document``."""
-    if not query.matches_labels(model_names(run.steps), step_types(run.steps)):
+    models = None if query.model is None else model_names(run.steps)
+    types = None if query.step_type is None else step_types(run.steps)
+    if not query.matches_labels(models, types):
         return Match(False)
     if query.text is None:
         return Match(True)
